@@ -1,0 +1,268 @@
+package schemas
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"pgregory.net/rapid"
+)
+
+func TestPatternsFor(t *testing.T) {
+	for name, want := range map[string][]string{
+		"medical-encounters.created": {"medical-encounters.created", "medical-encounters", "*.created", "*"},
+		"com.example.labs.created":   {"com.example.labs.created", "com.example.labs", "*.created", "*"},
+		"service":                    {"service", "*"},
+		"ping":                       {"ping"},
+		"webhook.disabled":           {"webhook.disabled", "webhook"},
+		"delivery.dead":              {"delivery.dead", "delivery"},
+	} {
+		if got := PatternsFor(name); !reflect.DeepEqual(got, want) {
+			t.Errorf("PatternsFor(%q) = %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestValidPattern(t *testing.T) {
+	for pattern, want := range map[string]bool{
+		"*": true, "*.removed": true, "a": true, "a.b.c": true, "a-b_c.D9": true,
+		"": false, "**": false, "a.*": false, "*.a.b": false, "*.": false, "a ": false, ".a": false, "a.": false, "é": false,
+		strings.Repeat("a", 200): true, strings.Repeat("a", 201): false,
+	} {
+		if got := ValidPattern(pattern); got != want {
+			t.Errorf("ValidPattern(%q) = %v, want %v", pattern, got, want)
+		}
+	}
+}
+
+func TestDeliveryRoundTrip(t *testing.T) {
+	at := time.UnixMicro(1760000000123456).UTC()
+	d := Delivery{
+		WebhookID: "wh_1", WebhookRevision: 7, EventID: "é", Event: "a.b", Organization: "o", Account: "acc",
+		EventTime: at, AcceptedAt: at.Add(time.Second), RoutedAt: at.Add(time.Minute), Cause: CauseEvent, Body: []byte(`{"id":"é"}`),
+	}
+	topic := [16]byte{1, 2, 3}
+	rec := d.Record("deliveries")
+	rec.Partition, rec.Offset = 3, 99
+	got, err := DecodeDelivery(rec, topic)
+	d.ID = DeliveryID{Topic: topic, Partition: 3, Offset: 99}
+	if err != nil || !reflect.DeepEqual(got, d) {
+		t.Fatalf("got %+v, %v, want %+v", got, err, d)
+	}
+
+	d.Attempt, d.Parks, d.DueAt, d.FirstAttemptAt, d.Reason = 3, 2, at, at, "timeout"
+	got, err = DecodeDelivery(d.Record("deliveries.retry.1s"), [16]byte{})
+	if err != nil || !reflect.DeepEqual(got, d) {
+		t.Fatalf("got %+v, %v, want %+v", got, err, d)
+	}
+}
+
+func TestDecodeDeliveryRefuses(t *testing.T) {
+	good := func() *kgo.Record {
+		d := Delivery{WebhookID: "wh_1", EventID: "e", Event: "a", Organization: "o", Cause: CausePing, Body: []byte("{}")}
+		return d.Record("deliveries")
+	}
+	drop := func(r *kgo.Record, key string) {
+		for i, h := range r.Headers {
+			if h.Key == key {
+				r.Headers = append(r.Headers[:i], r.Headers[i+1:]...)
+				return
+			}
+		}
+	}
+	for name, spoil := range map[string]func(*kgo.Record){
+		"no version":    func(r *kgo.Record) { drop(r, "version") },
+		"no webhook id": func(r *kgo.Record) { drop(r, "webhook_id") },
+		"no cause":      func(r *kgo.Record) { drop(r, "cause") },
+		"no body":       func(r *kgo.Record) { r.Value = nil },
+		"other key":     func(r *kgo.Record) { r.Key = []byte("wh_2") },
+		"null key":      func(r *kgo.Record) { r.Key = nil },
+		"bad revision":  func(r *kgo.Record) { r.Headers = append(r.Headers, headers("webhook_revision", "x")...) },
+		"bad attempt":   func(r *kgo.Record) { r.Headers = append(r.Headers, headers("attempt", "-1")...) },
+		"bad id":        func(r *kgo.Record) { r.Headers = append(r.Headers, headers("delivery_id", "dlv_0")...) },
+	} {
+		r := good()
+		spoil(r)
+		var invalid *ValidationError
+		if _, err := DecodeDelivery(r, [16]byte{1}); !errors.As(err, &invalid) {
+			t.Errorf("%s: got %v, want a ValidationError", name, err)
+		}
+	}
+	if _, err := DecodeDelivery(good(), [16]byte{}); err == nil {
+		t.Error("outside deliveries the delivery's id must be in a header")
+	}
+	newer := good()
+	newer.Headers[0].Value = []byte("2")
+	var unknown *UnknownVersionError
+	if _, err := DecodeDelivery(newer, [16]byte{1}); !errors.As(err, &unknown) {
+		t.Errorf("got %v, want an UnknownVersionError", err)
+	}
+}
+
+func TestRoutedRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := Routed{EventsTopic: [16]byte{9}, Partition: 5, Entries: []RoutedEntry{}}
+		offset := int64(0)
+		for range rapid.IntRange(0, 50).Draw(t, "entries") {
+			offset += rapid.Int64Range(1, 1<<40).Draw(t, "gap")
+			r.Entries = append(r.Entries, RoutedEntry{
+				Offset: offset, IDHash: DedupHash("o", rapid.String().Draw(t, "id")),
+				PayloadHash: PayloadHash([]byte{1}),
+				Result:      RoutedResult(rapid.IntRange(1, 3).Draw(t, "result")), //nolint:gosec // small
+				Webhooks:    rapid.IntRange(0, 1<<20).Draw(t, "webhooks"),
+			})
+		}
+		rec := r.Record("routed")
+		got, err := DecodeRouted(rec)
+		if err != nil || !reflect.DeepEqual(got, r) {
+			t.Fatalf("got %+v, %v, want %+v", got, err, r)
+		}
+		if n := len(rec.Value); n > 0 {
+			rec.Value = rec.Value[:rapid.IntRange(0, n-1).Draw(t, "cut")]
+			if _, err := DecodeRouted(rec); err == nil {
+				t.Fatal("a truncated record was read")
+			}
+		}
+	})
+}
+
+func TestRejectedAlwaysFits(t *testing.T) {
+	for name, bad := range map[string]*kgo.Record{
+		"small":       {Topic: "events", Partition: 2, Offset: 17, Key: []byte("k"), Value: []byte("v"), Headers: headers("version", "9", "a", "b")},
+		"null":        {Topic: "events"},
+		"huge value":  {Topic: "events", Value: make([]byte, MaxRecordBytes)},
+		"huge header": {Topic: "events", Value: make([]byte, 1000), Headers: headers("h", strings.Repeat("x", 1<<20), "small", "y")},
+		"huge key":    {Topic: "events", Key: make([]byte, 1<<20)},
+	} {
+		rec := RejectedRecord("rejected", bad, Invalid(CodeReservedName, "#/event", strings.Repeat("long ", 10000)))
+		size := len(rec.Key) + len(rec.Value)
+		for _, h := range rec.Headers {
+			size += len(h.Key) + len(h.Value) + 16
+		}
+		if size > MaxRecordBytes {
+			t.Errorf("%s: %d bytes do not fit into %d", name, size, MaxRecordBytes)
+		}
+		got, err := DecodeRejected(rec)
+		if err != nil || got.Reason != CodeReservedName || got.Topic != "events" || got.Partition != bad.Partition || got.Offset != bad.Offset {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+		if got.Cut != strings.HasPrefix(name, "huge") && name != "huge key" {
+			t.Errorf("%s: cut is %v", name, got.Cut)
+		}
+	}
+}
+
+func TestKeyRing(t *testing.T) {
+	first, second := NewKeyRing("k1"), NewKeyRing("k2")
+	ring, err := ParseKeyRing("# old and new\n" + second + first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := ParseKeyRing(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := old.Seal("webhook/wh_1/secret", []byte("plain"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ring.Open("webhook/wh_1/secret", sealed); err != nil || string(got) != "plain" {
+		t.Errorf("a ring that holds the key opens %q, %v", got, err)
+	}
+	if _, err := ring.Open("webhook/wh_2/secret", sealed); !errors.Is(err, ErrNotOpened) {
+		t.Errorf("copied to another webhook: got %v, want ErrNotOpened", err)
+	}
+	sealed, err = ring.Seal("x", []byte("plain"))
+	if err != nil || sealed.KeyID != "k2" {
+		t.Errorf("sealed under %q, %v, want the first key, k2", sealed.KeyID, err)
+	}
+	if _, err := old.Open("x", sealed); !errors.Is(err, ErrUnknownKey) {
+		t.Errorf("key not in the ring: got %v, want ErrUnknownKey", err)
+	}
+	for _, text := range []string{"", "#\n", "k1", "k1:AAAA", ":" + strings.TrimPrefix(first, "k1:"), first + first, "k1:not base64 at all"} {
+		if _, err := ParseKeyRing(text); !errors.Is(err, ErrInvalidKeyRing) {
+			t.Errorf("ParseKeyRing(%q): got %v, want ErrInvalidKeyRing", text, err)
+		}
+	}
+}
+
+func TestParseSecret(t *testing.T) {
+	secret := NewSecret()
+	if got, err := ParseSecret(FormatSecret(secret)); err != nil || !bytes.Equal(got, secret) {
+		t.Errorf("got %x, %v, want %x", got, err, secret)
+	}
+	for _, n := range []int{0, 23, 65} {
+		if _, err := ParseSecret("whsec_" + base64.StdEncoding.EncodeToString(make([]byte, n))); !errors.Is(err, ErrInvalidSecret) {
+			t.Errorf("%d bytes: got %v, want ErrInvalidSecret", n, err)
+		}
+	}
+}
+
+// The example of the Standard Webhooks specification's reference libraries.
+func TestAppendSignature(t *testing.T) {
+	secret, err := ParseSecret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(AppendSignature(nil, secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, []byte(`{"test": 2432232314}`)))
+	if want := "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="; got != want {
+		t.Errorf("signature is %s, want %s", got, want)
+	}
+}
+
+func TestDeliveryIDRefuses(t *testing.T) {
+	id := DeliveryID{Topic: [16]byte{255}, Partition: 1, Offset: 1 << 40}
+	text := id.String()
+	if got, err := ParseDeliveryID(text); err != nil || got != id {
+		t.Errorf("got %+v, %v, want %+v", got, err, id)
+	}
+	for _, bad := range []string{"", "dlv_", text[4:], text + "0", strings.ToUpper(text), text[:len(text)-1] + "1"} {
+		if _, err := ParseDeliveryID(bad); !errors.Is(err, ErrInvalidDeliveryID) {
+			t.Errorf("ParseDeliveryID(%q): got %v, want ErrInvalidDeliveryID", bad, err)
+		}
+	}
+}
+
+func TestTopicNames(t *testing.T) {
+	topics := NewTopics("p.")
+	if got, want := len(topics.Specs(DefaultPartitions())), 12+17; got != want {
+		t.Errorf("%d topics, want %d", got, want)
+	}
+	if got := len(topics.Sources()); got != 19 {
+		t.Errorf("a sender consumes %d topics, want 19", got)
+	}
+	if got, want := topics.Retry[6], "p.deliveries.retry.1m"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	for _, spec := range topics.Specs(DefaultPartitions()) {
+		if strings.HasPrefix(spec.Name, "p.deliveries") && spec.Partitions != DefaultDeliveries {
+			t.Errorf("%s has %d partitions, want %d like deliveries", spec.Name, spec.Partitions, DefaultDeliveries)
+		}
+	}
+}
+
+func TestDecodeStrict(t *testing.T) {
+	var v struct {
+		A string   `json:"a"`
+		B []string `json:"b"`
+	}
+	for body, want := range map[string]FieldError{
+		`{"a":"x","c":1}`:   {CodeUnknownField, "#/c", ""},
+		`{"a":1}`:           {CodeWrongType, "#/a", ""},
+		`{"a":"x","a":"y"}`: {CodeDuplicateField, "#/a", ""},
+		`{"b":"x"}`:         {CodeWrongType, "#/b", ""},
+		`[1]`:               {CodeWrongType, "#", ""},
+		`{`:                 {CodeInvalidJSON, "#", ""},
+	} {
+		err := DecodeStrict([]byte(body), &v, "a", "b")
+		var invalid *ValidationError
+		if !errors.As(err, &invalid) || invalid.Fields[0].Code != want.Code || invalid.Fields[0].Pointer != want.Pointer {
+			t.Errorf("%s: got %v, want %s at %s", body, err, want.Code, want.Pointer)
+		}
+	}
+}

@@ -1,0 +1,120 @@
+package schemas
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Webhook is the subscription of one URL to event patterns, as it stands in the
+// compacted topic webhooks under its id. A tombstone deletes it.
+type Webhook struct {
+	ID           string `json:"id" validate:"required,max=64,text"`
+	Organization string `json:"organization" validate:"required,max=128,text"`
+	// Account narrows the webhook to one account of the organization; empty: all of it.
+	Account string `json:"account,omitempty" validate:"max=128,text"`
+	// Active is false while its owner has disabled it.
+	Active      bool              `json:"active"`
+	URL         string            `json:"url" validate:"required,max=2048"`
+	Events      []string          `json:"events" validate:"min=1,max=100,unique,dive,pattern"`
+	Description string            `json:"description,omitempty" validate:"max=1000,text"`
+	Metadata    map[string]string `json:"metadata,omitempty" validate:"max=50,dive,keys,min=1,max=64,text,endkeys,max=512,text"`
+	// Secrets sign, newest first. They are sealed (P9) under SecretIdentity.
+	Secrets []SealedSecret `json:"secrets"`
+	// Generation grows each time the owner enables it, so that enabling wins
+	// over a disable that the sender decided for an earlier one.
+	Generation int64 `json:"generation"`
+	// Revision grows with each change and is its ETag.
+	Revision  int64     `json:"revision"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// SecretIdentity is the associated data its secrets are sealed with: a secret
+// copied into another webhook's record does not open.
+func (w *Webhook) SecretIdentity() string { return "webhook/" + w.ID + "/secret" }
+
+// Record returns the webhook's record. It fails only on what JSON cannot say.
+func (w *Webhook) Record(topic string) (*kgo.Record, error) { return jsonRecord(topic, w.ID, w) }
+
+// DecodeWebhook reads a record of webhooks. ErrTombstone says that the key is deleted.
+func DecodeWebhook(r *kgo.Record) (Webhook, error) {
+	var w Webhook
+	if err := decodeCompacted(r, &w); err != nil {
+		return Webhook{}, err
+	}
+	if w.ID != string(r.Key) {
+		return Webhook{}, fmt.Errorf("decoding webhook %.64q: %w", r.Key, Invalid(CodeInvalidRecord, "#/id", "differs from the record's key"))
+	}
+	if err := Validate(&w); err != nil {
+		return Webhook{}, fmt.Errorf("decoding webhook %.64q: %w", r.Key, err)
+	}
+	return w, nil
+}
+
+// WebhookState is what the sender found out about a webhook, in the compacted
+// topic webhook-states. It counts for one generation of the webhook only.
+type WebhookState struct {
+	WebhookID  string `json:"webhook_id" validate:"required,max=64"`
+	Generation int64  `json:"generation"`
+	// FailingSince is the first failure with no success after it; zero: not failing.
+	FailingSince time.Time `json:"failing_since,omitzero"`
+	// Attempts counts those failures.
+	Attempts int `json:"attempts,omitempty"`
+	// DisabledAt is when the sender disabled it; zero: it did not.
+	DisabledAt time.Time `json:"disabled_at,omitzero"`
+	// Reason is why it was disabled.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Record returns the state's record.
+func (s *WebhookState) Record(topic string) (*kgo.Record, error) {
+	return jsonRecord(topic, s.WebhookID, s)
+}
+
+// DecodeWebhookState reads a record of webhook-states. ErrTombstone says that the key is deleted.
+func DecodeWebhookState(r *kgo.Record) (WebhookState, error) {
+	var s WebhookState
+	if err := decodeCompacted(r, &s); err != nil {
+		return WebhookState{}, err
+	}
+	if s.WebhookID != string(r.Key) {
+		return WebhookState{}, fmt.Errorf("decoding state of webhook %.64q: %w", r.Key,
+			Invalid(CodeInvalidRecord, "#/webhook_id", "differs from the record's key"))
+	}
+	return s, nil
+}
+
+// Tombstone returns the record that deletes key from a compacted topic.
+func Tombstone(topic, key string) *kgo.Record {
+	return &kgo.Record{Topic: topic, Key: []byte(key), Headers: []kgo.RecordHeader{versionHeader()}}
+}
+
+func jsonRecord(topic, key string, v any) (*kgo.Record, error) {
+	value, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %q for %s: %w", key, topic, err)
+	}
+	return &kgo.Record{Topic: topic, Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{versionHeader()}}, nil
+}
+
+// decodeCompacted reads the value of a record of a compacted topic. Members it
+// does not know are a newer minor form's and are left alone.
+func decodeCompacted(r *kgo.Record, v any) error {
+	if len(r.Key) == 0 {
+		return fmt.Errorf("decoding record of %s: %w", r.Topic, Invalid(CodeInvalidRecord, "#", "no key"))
+	}
+	if err := checkVersion(r); err != nil {
+		return err
+	}
+	if r.Value == nil {
+		return ErrTombstone
+	}
+	if err := json.Unmarshal(r.Value, v); err != nil {
+		return fmt.Errorf("decoding record of %s under %.64q: %w", r.Topic, r.Key,
+			Invalid(CodeInvalidJSON, "#", "not this record's JSON: "+err.Error()))
+	}
+	return nil
+}
