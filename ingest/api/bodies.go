@@ -1,0 +1,216 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"github.com/postrider/postrider/schemas"
+)
+
+// patterns are a webhook's events: one string, or an array of them.
+type patterns []string
+
+// UnmarshalJSON reads either.
+func (p *patterns) UnmarshalJSON(b []byte) error {
+	var one string
+	if err := json.Unmarshal(b, &one); err == nil {
+		if *p = nil; string(b) != "null" {
+			*p = patterns{one}
+		}
+		return nil
+	}
+	var many []*string
+	if err := json.Unmarshal(b, &many); err != nil {
+		return schemas.Invalid(schemas.CodeWrongType, "#/events", "expected a string or an array of strings")
+	}
+	*p = make(patterns, len(many))
+	for i, one := range many {
+		if one == nil {
+			return schemas.Invalid(schemas.CodeWrongType, schemas.PointerAt("#/events", i), "expected a string, got null")
+		}
+		(*p)[i] = *one
+	}
+	return nil
+}
+
+// newWebhook reads the body that creates a webhook.
+func (s *Server) newWebhook(who principal, body []byte) (schemas.Webhook, error) {
+	create := struct {
+		Organization string            `json:"organization"`
+		Account      string            `json:"account"`
+		Active       bool              `json:"active"`
+		URL          string            `json:"url"`
+		Events       patterns          `json:"events"`
+		Description  string            `json:"description"`
+		Metadata     map[string]string `json:"metadata"`
+	}{Active: true}
+	err := schemas.DecodeStrict(body, &create, "organization", "account", "active", "url", "events", "description", "metadata")
+	if err != nil {
+		return schemas.Webhook{}, err
+	}
+	organization, err := who.organizationFor(create.Organization)
+	if err != nil {
+		return schemas.Webhook{}, err
+	}
+	at := now()
+	w := schemas.Webhook{
+		ID:           schemas.NewWebhookID(),
+		Organization: organization,
+		Account:      create.Account,
+		Active:       create.Active,
+		URL:          create.URL,
+		Events:       create.Events,
+		Description:  create.Description,
+		Metadata:     create.Metadata,
+		Generation:   1,
+		Revision:     1,
+		CreatedAt:    at,
+		UpdatedAt:    at,
+	}
+	return w, joinFields(s.setTarget(&w), schemas.Validate(&w))
+}
+
+// setTarget puts a webhook's URL into its canonical form, in which the sender
+// will check it again.
+func (s *Server) setTarget(w *schemas.Webhook) error {
+	if w.URL == "" {
+		return nil // missing, which validation says
+	}
+	target, err := s.Targets.ParseTarget(w.URL)
+	if refused, ok := errors.AsType[*schemas.TargetError](err); ok {
+		return schemas.Invalid(schemas.CodeInvalidTarget, "#/url", refused.Detail)
+	}
+	if err != nil {
+		return err
+	}
+	w.URL = target.URL
+	return nil
+}
+
+// joinFields makes one refusal of several, a field being told once.
+func joinFields(errs ...error) error {
+	var fields []schemas.FieldError
+	told := map[string]bool{}
+	for _, err := range errs {
+		var invalid *schemas.ValidationError
+		if err == nil {
+			continue
+		}
+		if !errors.As(err, &invalid) {
+			return err
+		}
+		for _, f := range invalid.Fields {
+			if !told[f.Pointer] {
+				fields = append(fields, f)
+			}
+			told[f.Pointer] = true
+		}
+	}
+	if len(fields) == 0 {
+		return nil
+	}
+	return &schemas.ValidationError{Fields: fields}
+}
+
+// parsePatch reads a JSON merge patch (RFC 7396) into what it does to a webhook.
+// null takes a member away, where there can be none.
+func (s *Server) parsePatch(body []byte) ([]func(*schemas.Webhook), error) {
+	var members map[string]json.RawMessage
+	readOnly := []string{"id", "organization", "account", "revision", "created_at", "updated_at", "secret"}
+	known := append([]string{"active", "url", "events", "description", "metadata"}, readOnly...)
+	if err := schemas.DecodeStrict(body, &members, known...); err != nil {
+		return nil, err
+	}
+	var (
+		patch []func(*schemas.Webhook)
+		errs  []error
+	)
+	for _, name := range known {
+		raw, ok := members[name]
+		if !ok {
+			continue
+		}
+		set, err := s.parseMember(name, raw)
+		patch, errs = append(patch, set), append(errs, err)
+	}
+	return patch, joinFields(errs...)
+}
+
+func (s *Server) parseMember(name string, raw json.RawMessage) (func(*schemas.Webhook), error) {
+	switch name {
+	case "active":
+		active, err := required[bool](name, raw)
+		return func(w *schemas.Webhook) {
+			w.Active = active
+			if active {
+				w.Generation++ // enabling wins over what the sender found out before
+			}
+		}, err
+	case "url":
+		text, err := required[string](name, raw)
+		target := schemas.Webhook{URL: text}
+		if err == nil {
+			err = s.setTarget(&target)
+		}
+		return func(w *schemas.Webhook) { w.URL = target.URL }, err
+	case "events":
+		events, err := required[patterns](name, raw)
+		return func(w *schemas.Webhook) { w.Events = events }, err
+	case "description":
+		text, err := member[string](name, raw)
+		return func(w *schemas.Webhook) { w.Description = text }, err
+	case "metadata":
+		metadata, err := member[map[string]*string](name, raw)
+		return func(w *schemas.Webhook) { patchMetadata(w, metadata) }, err
+	default:
+		return nil, schemas.Invalid(codeReadOnly, "#/"+name, "cannot be changed")
+	}
+}
+
+// patchMetadata sets members, or takes away those that are nil; nil as a whole takes away all.
+func patchMetadata(w *schemas.Webhook, metadata map[string]*string) {
+	if metadata == nil {
+		w.Metadata = nil
+		return
+	}
+	if w.Metadata == nil {
+		w.Metadata = make(map[string]string, len(metadata))
+	}
+	for key, value := range metadata {
+		if value == nil {
+			delete(w.Metadata, key)
+		} else {
+			w.Metadata[key] = *value
+		}
+	}
+}
+
+// member reads a member's value; null gives the zero value.
+func member[T any](name string, raw json.RawMessage) (T, error) {
+	var (
+		v       T
+		invalid *schemas.ValidationError
+		wrong   *json.UnmarshalTypeError
+	)
+	err := json.Unmarshal(raw, &v)
+	switch {
+	case err == nil:
+		return v, nil
+	case errors.As(err, &invalid):
+		return v, invalid
+	case errors.As(err, &wrong):
+		return v, schemas.Invalid(schemas.CodeWrongType, "#/"+name, "a "+wrong.Value+" cannot stand here")
+	default:
+		return v, schemas.Invalid(schemas.CodeInvalidValue, "#/"+name, "not readable")
+	}
+}
+
+// required reads a member that cannot be taken away.
+func required[T any](name string, raw json.RawMessage) (T, error) {
+	if strings.TrimSpace(string(raw)) == "null" {
+		var none T
+		return none, schemas.Invalid(schemas.CodeRequired, "#/"+name, "cannot be taken away")
+	}
+	return member[T](name, raw)
+}

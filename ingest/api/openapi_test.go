@@ -1,0 +1,46 @@
+package api
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/postrider/postrider/ingest/registry"
+	"github.com/postrider/postrider/schemas"
+)
+
+// TestOpenAPIDescribesAnswers holds the description to the types that answers are made of.
+func TestOpenAPIDescribesAnswers(t *testing.T) {
+	var doc struct {
+		Components struct {
+			Schemas map[string]struct {
+				Properties map[string]any `yaml:"properties"`
+			} `yaml:"schemas"`
+		} `yaml:"components"`
+	}
+	if err := yaml.Unmarshal(schemas.OpenAPI(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	for name, answer := range map[string]reflect.Type{
+		"Webhook":       reflect.TypeFor[registry.WebhookView](),
+		"Key":           reflect.TypeFor[registry.KeyView](),
+		"AcceptedEvent": reflect.TypeFor[accepted](),
+		"BatchResult":   reflect.TypeFor[batchResult](),
+		"WebhookList":   reflect.TypeFor[list[registry.WebhookView]](),
+		"KeyList":       reflect.TypeFor[list[registry.KeyView]](),
+	} {
+		var want []string
+		for field := range answer.Fields() {
+			member, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+			want = append(want, member)
+		}
+		slices.Sort(want)
+		if got := slices.Sorted(maps.Keys(doc.Components.Schemas[name].Properties)); !reflect.DeepEqual(got, want) {
+			t.Errorf("OpenAPI's %s has %v, the answer %v", name, got, want)
+		}
+	}
+}

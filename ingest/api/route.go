@@ -1,0 +1,203 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/postrider/postrider/schemas"
+)
+
+const (
+	pathWebhookEvents = "/webhook-events"
+	pathEvents        = "/v1/events"
+	pathWebhooks      = "/v1/webhooks"
+	pathKeys          = "/v1/keys"
+	pathOpenAPI       = "/openapi.yaml"
+
+	routeNone = "none" // in metrics: no route was found
+
+	scopeNone = "" // no key is asked for
+)
+
+// endpoint is what a method of a route does.
+type endpoint struct {
+	name   string // in metrics
+	method string
+	scope  string
+	handle func(ctx context.Context, c *call) error
+}
+
+// route finds what a request asks for.
+func (s *Server) route(c *call) (endpoint, error) {
+	endpoints := s.endpoints(c)
+	if endpoints == nil {
+		return endpoint{}, &requestError{
+			status: fasthttp.StatusNotFound, code: schemas.CodeNotFound, detail: "there is no such path; see " + pathOpenAPI,
+		}
+	}
+	method := string(c.http.Method())
+	if method == fasthttp.MethodHead {
+		method = fasthttp.MethodGet // fasthttp leaves the body out
+	}
+	allowed := make([]string, 0, len(endpoints))
+	for _, e := range endpoints {
+		if e.method == method {
+			return e, nil
+		}
+		allowed = append(allowed, e.method)
+	}
+	allow := strings.Join(slices.Compact(allowed), ", ")
+	return endpoint{}, &requestError{
+		status: fasthttp.StatusMethodNotAllowed, code: codeMethodNotAllowed, detail: "this path has " + allow, allow: allow,
+	}
+}
+
+// endpoints returns those of the request's path, and sets the id that is part of it.
+func (s *Server) endpoints(c *call) []endpoint {
+	const (
+		get, post, patch, remove = fasthttp.MethodGet, fasthttp.MethodPost, fasthttp.MethodPatch, fasthttp.MethodDelete
+		read, write, keys        = schemas.ScopeWebhooksRead, schemas.ScopeWebhooksWrite, schemas.ScopeKeysWrite
+	)
+	path := string(c.http.Path())
+	switch path {
+	case pathEvents:
+		return []endpoint{{"events", post, schemas.ScopeEventsWrite, s.postEvents}}
+	case pathWebhookEvents:
+		return []endpoint{{"webhook_events", post, write, s.postWebhookEvents}}
+	case pathWebhooks:
+		return []endpoint{{"webhooks", get, read, s.listWebhooks}, {"webhooks", post, write, s.postWebhooks}}
+	case pathKeys:
+		return []endpoint{{"keys", get, keys, s.listKeys}, {"keys", post, keys, s.postKeys}}
+	case pathOpenAPI:
+		return []endpoint{{"openapi", get, scopeNone, s.getOpenAPI}}
+	}
+	if rest, ok := strings.CutPrefix(path, pathWebhooks+"/"); ok {
+		id, action, _ := strings.Cut(rest, "/")
+		c.id = id
+		switch {
+		case id == "":
+		case rest == id:
+			return []endpoint{
+				{"webhook", get, read, s.getWebhook}, {"webhook", patch, write, s.patchWebhook}, {"webhook", remove, write, s.deleteWebhook},
+			}
+		case action == schemas.PingName:
+			return []endpoint{{"webhook_ping", post, write, s.pingWebhook}}
+		}
+	}
+	if id, ok := strings.CutPrefix(path, pathKeys+"/"); ok && id != "" && !strings.Contains(id, "/") {
+		c.id = id
+		return []endpoint{{"key", remove, keys, s.deleteKey}}
+	}
+	return nil
+}
+
+// call is one request on its way. fasthttp uses its memory again after the
+// answer, so what outlives that (records, changes) is made of copies.
+type call struct {
+	http *fasthttp.RequestCtx
+	who  principal
+	id   string // of the thing in the path
+	rid  string
+}
+
+// requestID finds the request in the log, from its answer or from changes.
+func (c *call) requestID() string {
+	if c.rid == "" {
+		var b [8]byte
+		_, _ = rand.Read(b[:]) // never fails since Go 1.24
+		c.rid = hex.EncodeToString(b[:])
+	}
+	return c.rid
+}
+
+// body returns a copy of the body: publish and the registry keep it past the
+// answer, when fasthttp has given its memory to another request.
+func (c *call) body() ([]byte, error) {
+	encoding := string(c.http.Request.Header.ContentEncoding())
+	if encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return nil, &requestError{
+			status: fasthttp.StatusUnsupportedMediaType, code: schemas.CodeUnsupportedContent,
+			detail: "a body comes without content encoding",
+		}
+	}
+	return bytes.Clone(c.http.PostBody()), nil
+}
+
+// jsonBody returns a copy of a body that says it is JSON.
+func (c *call) jsonBody() ([]byte, error) {
+	if contentType := string(c.http.Request.Header.ContentType()); contentType != "" && !schemas.IsJSON(contentType) {
+		return nil, unsupportedContent("the content type of this body is " + schemas.ContentTypeJSON)
+	}
+	return c.body()
+}
+
+func unsupportedContent(detail string) *requestError {
+	return &requestError{status: fasthttp.StatusUnsupportedMediaType, code: schemas.CodeUnsupportedContent, detail: detail}
+}
+
+// answer writes v as JSON.
+func (c *call) answer(status int, v any) error {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // a URL with & stays readable
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	c.http.SetStatusCode(status)
+	c.http.SetContentType(schemas.ContentTypeJSON)
+	c.http.SetBody(b.Bytes())
+	return nil
+}
+
+// list is the answer of every list.
+type list[T any] struct {
+	Data []T     `json:"data"`
+	Next *string `json:"next"` // cursor of the next page, null on the last
+}
+
+// page reads the parameters that every list has.
+func (c *call) page() (organization, after string, limit int, err error) {
+	query := c.http.QueryArgs()
+	limit = 100
+	if text := query.Peek("limit"); text != nil {
+		if limit, err = strconv.Atoi(string(text)); err != nil || limit < 1 || limit > 1000 {
+			return "", "", 0, invalidParameter("limit", "a number from 1 to 1,000")
+		}
+	}
+	if after, err = parseCursor(string(query.Peek("cursor"))); err != nil {
+		return "", "", 0, err
+	}
+	organization = string(query.Peek("organization"))
+	if organization, err = c.who.organizationFor(organization); err != nil {
+		return "", "", 0, err
+	}
+	return organization, after, limit, nil
+}
+
+// A cursor is the last id of a page, in a form that says not to look into it.
+func cursorOf(id string) *string {
+	text := hex.EncodeToString([]byte(id))
+	return &text
+}
+
+func parseCursor(text string) (after string, err error) {
+	id, err := hex.DecodeString(text)
+	if err != nil || len(id) > 64 {
+		return "", invalidParameter("cursor", "what next was on the page before")
+	}
+	return string(id), nil
+}
+
+func (s *Server) getOpenAPI(_ context.Context, c *call) error {
+	c.http.SetContentType("application/yaml")
+	c.http.SetBody(s.OpenAPI)
+	return nil
+}

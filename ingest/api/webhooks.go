@@ -1,0 +1,252 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/postrider/postrider/ingest/registry"
+	"github.com/postrider/postrider/schemas"
+)
+
+// webhookCreated is the answer to a webhook's creation.
+type webhookCreated struct {
+	registry.WebhookView
+	Secret string `json:"secret"` // shown this once
+}
+
+// postWebhookEvents takes both bodies of the webhook contract: what names a
+// webhook is a ping, everything else makes one.
+func (s *Server) postWebhookEvents(ctx context.Context, c *call) error {
+	body, err := c.jsonBody()
+	if err != nil {
+		return err
+	}
+	var names map[string]json.RawMessage
+	if err := json.Unmarshal(body, &names); err == nil {
+		if _, ok := names["webhook"]; ok {
+			return s.pingByBody(ctx, c, body)
+		}
+	}
+	return s.createWebhook(ctx, c, body)
+}
+
+func (s *Server) postWebhooks(ctx context.Context, c *call) error {
+	body, err := c.jsonBody()
+	if err != nil {
+		return err
+	}
+	return s.createWebhook(ctx, c, body)
+}
+
+func (s *Server) createWebhook(ctx context.Context, c *call, body []byte) error {
+	w, err := s.newWebhook(c.who, body)
+	if err != nil {
+		return err
+	}
+	secret := schemas.NewSecret()
+	sealed, err := s.KeyRing.Seal(w.SecretIdentity(), secret)
+	if err != nil {
+		return err
+	}
+	w.Secrets = []schemas.SealedSecret{sealed}
+	made, err := s.Registry.ChangeWebhook(ctx, c.actor(), "created", w.ID, func(old *schemas.Webhook) (*schemas.Webhook, error) {
+		if old != nil {
+			return nil, errors.New("BUG: a new webhook's id is taken")
+		}
+		return &w, nil
+	})
+	if err != nil {
+		return err
+	}
+	c.http.Response.Header.Set(fasthttp.HeaderLocation, pathWebhooks+"/"+made.ID)
+	c.setETag(made.Revision)
+	return c.answer(fasthttp.StatusCreated, webhookCreated{registry.ViewWebhook(&made), schemas.FormatSecret(secret)})
+}
+
+func (s *Server) listWebhooks(ctx context.Context, c *call) error {
+	organization, after, limit, err := c.page()
+	if err != nil {
+		return err
+	}
+	if err := s.Registry.Fresh(ctx); err != nil {
+		return err
+	}
+	rows, more := s.Registry.Webhooks(organization, after, limit)
+	page := list[registry.WebhookView]{Data: make([]registry.WebhookView, len(rows))}
+	for i := range rows {
+		page.Data[i] = registry.ViewWebhook(&rows[i])
+	}
+	if more {
+		page.Next = cursorOf(rows[len(rows)-1].ID)
+	}
+	return c.answer(fasthttp.StatusOK, page)
+}
+
+// visible returns a webhook that c's key may know of.
+func (s *Server) visible(ctx context.Context, c *call, id string) (*schemas.Webhook, error) {
+	if err := s.Registry.Fresh(ctx); err != nil {
+		return nil, err
+	}
+	w, err := s.Registry.Webhook(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if !c.who.sees(w.Organization) {
+		return nil, registry.ErrNotFound
+	}
+	return w, nil
+}
+
+func (s *Server) getWebhook(ctx context.Context, c *call) error {
+	w, err := s.visible(ctx, c, c.id)
+	if err != nil {
+		return err
+	}
+	return c.answerWebhook(w)
+}
+
+func (c *call) answerWebhook(w *schemas.Webhook) error {
+	c.setETag(w.Revision)
+	return c.answer(fasthttp.StatusOK, registry.ViewWebhook(w))
+}
+
+func (s *Server) patchWebhook(ctx context.Context, c *call) error {
+	body, err := c.jsonBody()
+	if err != nil {
+		return err
+	}
+	patch, err := s.parsePatch(body)
+	if err != nil {
+		return err
+	}
+	who, match := c.who, c.ifMatch()
+	changed, err := s.Registry.ChangeWebhook(ctx, c.actor(), "updated", c.id, func(old *schemas.Webhook) (*schemas.Webhook, error) {
+		if err := check(who, match, old); err != nil {
+			return nil, err
+		}
+		w := *old
+		w.Metadata = maps.Clone(old.Metadata)
+		for _, set := range patch {
+			set(&w)
+		}
+		w.Revision++
+		w.UpdatedAt = now()
+		if err := schemas.Validate(&w); err != nil {
+			return nil, err
+		}
+		return &w, nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.answerWebhook(&changed)
+}
+
+func (s *Server) deleteWebhook(ctx context.Context, c *call) error {
+	who, match := c.who, c.ifMatch()
+	_, err := s.Registry.ChangeWebhook(ctx, c.actor(), "deleted", c.id, func(old *schemas.Webhook) (*schemas.Webhook, error) {
+		return nil, check(who, match, old)
+	})
+	if err != nil {
+		return err
+	}
+	c.http.SetStatusCode(fasthttp.StatusNoContent)
+	return nil
+}
+
+// check says whether a webhook is there for who, in the revision that the change is meant for.
+func check(who principal, match string, w *schemas.Webhook) error {
+	if w == nil || !who.sees(w.Organization) {
+		return registry.ErrNotFound
+	}
+	if !matches(match, w.Revision) {
+		return &requestError{
+			status: fasthttp.StatusPreconditionFailed, code: codeRevisionMismatch,
+			detail: "the webhook is at revision " + strconv.FormatInt(w.Revision, 10) + ": read it again",
+		}
+	}
+	return nil
+}
+
+func (c *call) ifMatch() string { return string(c.http.Request.Header.Peek(fasthttp.HeaderIfMatch)) }
+
+func etagOf(revision int64) string { return `"` + strconv.FormatInt(revision, 10) + `"` }
+
+func (c *call) setETag(revision int64) {
+	c.http.Response.Header.Set(fasthttp.HeaderETag, etagOf(revision))
+}
+
+// matches says whether If-Match lets a change of this revision through. Tags are
+// compared strongly: a weak one is never the same (RFC 9110, section 13.1.1).
+func matches(ifMatch string, revision int64) bool {
+	if ifMatch == "" {
+		return true
+	}
+	for tag := range strings.SplitSeq(ifMatch, ",") {
+		if tag = strings.TrimSpace(tag); tag == "*" || tag == etagOf(revision) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Server) pingWebhook(ctx context.Context, c *call) error {
+	return s.ping(ctx, c, c.id)
+}
+
+func (s *Server) pingByBody(ctx context.Context, c *call, body []byte) error {
+	type pingBody struct { // pointers of what is refused begin behind the type's name
+		Webhook string `json:"webhook" validate:"required,max=64"`
+		Event   string `json:"event" validate:"required"`
+	}
+	var ping pingBody
+	if err := schemas.DecodeStrict(body, &ping, "webhook", "event"); err != nil {
+		return err
+	}
+	if err := schemas.Validate(&ping); err != nil {
+		return err
+	}
+	if ping.Event != schemas.PingName {
+		return schemas.Invalid(schemas.CodeInvalidValue, "#/event", `only "ping" can be sent to one webhook`)
+	}
+	err := s.ping(ctx, c, ping.Webhook)
+	if errors.Is(err, registry.ErrNotFound) {
+		return &requestError{
+			status: fasthttp.StatusNotFound, code: schemas.CodeNotFound, pointer: "#/webhook", detail: "there is no such webhook",
+		}
+	}
+	return err
+}
+
+// ping writes a delivery for this webhook and no other, whatever its patterns,
+// also while it is disabled: no router is asked.
+func (s *Server) ping(ctx context.Context, c *call, id string) error {
+	w, err := s.visible(ctx, c, id)
+	if err != nil {
+		return err
+	}
+	at := now()
+	e := schemas.Event{
+		ID: schemas.NewEventID(), Name: schemas.PingName, Organization: w.Organization, Account: w.Account, Time: at,
+	}
+	d := schemas.Delivery{
+		WebhookID: w.ID, WebhookRevision: w.Revision,
+		EventID: e.ID, Event: e.Name, Organization: e.Organization, Account: e.Account,
+		EventTime: at, AcceptedAt: at, RoutedAt: at,
+		Cause: schemas.CausePing,
+		Body:  schemas.AppendBody(nil, &e),
+	}
+	if errs := s.Publisher.Publish(ctx, d.Record(s.Topics.Deliveries)); errs != nil {
+		return errs[0]
+	}
+	return c.answer(fasthttp.StatusAccepted, accepted{e.ID})
+}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }

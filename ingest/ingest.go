@@ -1,0 +1,125 @@
+// Package ingest takes events over HTTP and makes them durable in Kafka, and
+// keeps webhooks and API keys. Its rooms: api (REST), publish (events to Kafka),
+// registry (webhooks and keys: as they stand, and their one writer).
+package ingest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/postrider/postrider/ingest/api"
+	"github.com/postrider/postrider/ingest/publish"
+	"github.com/postrider/postrider/ingest/registry"
+	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/kafka"
+	"github.com/postrider/postrider/schemas/process"
+)
+
+const (
+	// checkEvery is how often Kafka is asked whether it can be written to.
+	checkEvery   = 2 * time.Second
+	checkTimeout = 5 * time.Second
+)
+
+// Run serves REST until ctx ends. While Kafka is away, or its topics are not as
+// they must be, it answers 503 and keeps trying; /readyz says why.
+func Run(ctx context.Context, cfg Config, p *process.Process) error {
+	ring, err := schemas.ParseKeyRing(cfg.KeyRing)
+	if err != nil {
+		return err
+	}
+	targets, err := schemas.ParseTargetPolicy(cfg.AllowTargets)
+	if err != nil {
+		return err
+	}
+	ln := cfg.Listener
+	if ln == nil {
+		if ln, err = process.Listen(ctx, "listen", cfg.Listen); err != nil {
+			return err
+		}
+	}
+	clientID := "ingest-" + cfg.Instance
+	rows, err := registry.New(cfg.Kafka, registry.Process{
+		ClientID: clientID, Log: p.Log, Metrics: p.Metrics, Health: p.Health.Dependency("registry", process.Required),
+	})
+	if err != nil {
+		return err
+	}
+	publisher, err := publish.New(cfg.Kafka, clientID, p.Metrics)
+	if err != nil {
+		return err
+	}
+	watch := &watch{cfg: cfg.Kafka, clientID: clientID, log: p.Log, kafka: p.Health.Dependency("kafka", process.Required)}
+	server := api.New(api.Options{
+		Topics: cfg.Kafka.Topics(), Registry: rows, Publisher: publisher, Open: watch.open.Load,
+		Targets: targets, KeyRing: ring, AdminKey: cfg.AdminKey, OpenAPI: schemas.OpenAPI(),
+		Log: p.Log, Metrics: p.Metrics,
+	})
+	p.Log.Info("serving REST", "address", ln.Addr().String())
+	return process.Run(ctx,
+		process.Stage{Name: "registry follower", Run: rows.Follow},
+		process.Stage{Name: "registry writer", Run: rows.Write},
+		process.Stage{Name: "publisher", Run: publisher.Run},
+		process.Stage{Name: "Kafka watch", Run: watch.run},
+		process.Stage{Name: "REST", Run: func(ctx context.Context) error { return server.Serve(ctx, ln) }},
+	)
+}
+
+// watch asks whether Kafka can be written to.
+type watch struct {
+	cfg      kafka.Config
+	clientID string
+	log      *slog.Logger
+	kafka    *process.Dependency
+	open     atomic.Bool // the topics have been found to be as they must
+}
+
+func (w *watch) run(ctx context.Context) error {
+	cl, err := w.cfg.NewClient(w.clientID + "-watch")
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	topics := w.cfg.Topics()
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		check, cancel := context.WithTimeout(ctx, checkTimeout)
+		if w.open.Load() {
+			_, err = kafka.TopicIDs(check, cl, topics.Events, topics.Deliveries)
+		} else {
+			var found []kafka.Difference
+			if found, err = kafka.CheckTopics(check, cl, topics); err == nil {
+				err = w.judge(found)
+			}
+		}
+		cancel()
+		if err == nil {
+			w.kafka.Up()
+		} else if ctx.Err() == nil {
+			w.kafka.Down(err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// judge opens the service unless a difference would break a promise.
+func (w *watch) judge(found []kafka.Difference) error {
+	for _, d := range found {
+		if d.Fatal {
+			return fmt.Errorf("checking topics: %s", d)
+		}
+	}
+	for _, d := range found {
+		w.log.Warn("a topic or broker differs from what is recommended", "object", d.Object, "difference", d.Text, "mend", d.Mend)
+	}
+	w.open.Store(true)
+	return nil
+}

@@ -1,0 +1,221 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/goleak"
+
+	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/kafka"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestTableListsInOrder(t *testing.T) {
+	table := newTable(func(s *string) string { return *s })
+	for _, id := range []string{"3", "1", "5", "2", "4"} {
+		organization := "odd"
+		if id == "2" || id == "4" {
+			organization = "even"
+		}
+		table.put(id, &organization)
+	}
+	none := ""
+	table.put("0", &none)
+	moved := "even"
+	table.put("5", &moved)
+	table.remove("4")
+	table.remove("unknown")
+
+	for _, c := range []struct {
+		organization, after string
+		limit               int
+		want                []string
+		more                bool
+	}{
+		{"", "", 10, []string{"", "odd", "even", "odd", "even"}, false},
+		{"", "", 2, []string{"", "odd"}, true},
+		{"", "1", 3, []string{"even", "odd", "even"}, false},
+		{"", "10", 1, []string{"even"}, true}, // the cursor's row has gone
+		{"odd", "", 2, []string{"odd", "odd"}, false},
+		{"even", "2", 2, []string{"even"}, false},
+		{"unknown", "", 2, []string{}, false},
+	} {
+		got, more := table.page(c.organization, c.after, c.limit)
+		if !slices.Equal(got, c.want) || more != c.more {
+			t.Errorf("page(%q, %q, %d) = %q, %v, want %q, %v", c.organization, c.after, c.limit, got, more, c.want, c.more)
+		}
+	}
+	if got := table.size(); got != 5 {
+		t.Errorf("got size %d, want 5", got)
+	}
+}
+
+// Whoever comes while a question is under way may have come too late for it, and
+// must be answered by the next: all who wait share that one.
+func TestBarrierSharesQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		release := make(chan struct{})
+		b := newBarrier(func(context.Context) error {
+			asked.Add(1)
+			<-release
+			return nil
+		})
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				if err := b.wait(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait() // the first is asking, the others stand in its way or wait with one another
+		}
+		close(release)
+		wg.Wait()
+		if n := asked.Load(); n != 2 {
+			t.Errorf("got %d questions, want the first and the one that all others share", n)
+		}
+	})
+}
+
+func TestBarrierGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBarrier(func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if err := b.wait(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("got %v, want the end of the time", err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(start); took > maxAsk {
+			t.Errorf("got an answer after %s, want it within %s", took, maxAsk)
+		}
+	})
+}
+
+type health struct{ err error }
+
+func (h *health) Up()            { h.err = nil }
+func (h *health) Down(err error) { h.err = err }
+
+func newRegistry(t *testing.T) (*Registry, *health) {
+	t.Helper()
+	h := &health{}
+	r, err := New(kafka.Config{TopicPrefix: "test."}, Process{
+		ClientID: "test", Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Health: h,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, h
+}
+
+func webhookRecord(t *testing.T, r *Registry, id string, revision int64) *kgo.Record {
+	t.Helper()
+	w := schemas.Webhook{ID: id, Organization: "acme", URL: "https://example.com/", Events: []string{"a"}, Revision: revision}
+	record, err := w.Record(r.topics.Webhooks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+func TestBadRecordLeavesTheLastGoodValue(t *testing.T) {
+	r, h := newRegistry(t)
+	r.apply(webhookRecord(t, r, "wh_1", 1))
+	r.apply(webhookRecord(t, r, "wh_2", 1))
+	for _, bad := range []string{``, `{`, `{}`, `{"id":"wh_2"}`} {
+		record := webhookRecord(t, r, "wh_1", 2)
+		record.Value = []byte(bad)
+		r.apply(record)
+	}
+	if w := r.webhooks.get("wh_1"); w == nil || w.Revision != 1 {
+		t.Errorf("got %+v, want the last good value", w)
+	}
+	reporter{r}.Up()
+	if h.err != nil {
+		t.Errorf("got %v, want a bad record not to count as an outage", h.err)
+	}
+	r.apply(schemas.Tombstone(r.topics.Webhooks, "wh_1"))
+	if w := r.webhooks.get("wh_1"); w != nil {
+		t.Errorf("got %+v, want it deleted", w)
+	}
+
+	newer := webhookRecord(t, r, "wh_2", 2)
+	newer.Headers[0].Value = []byte("2")
+	r.apply(newer)
+	reporter{r}.Up()
+	if _, ok := errors.AsType[*schemas.UnknownVersionError](h.err); !ok {
+		t.Errorf("got health %v, want it to name the version that is not known", h.err)
+	}
+}
+
+func TestRebuildReplacesTheTables(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.apply(webhookRecord(t, r, "wh_old", 1))
+	r.beginRebuild()
+	r.apply(webhookRecord(t, r, "wh_new", 1))
+	if r.webhooks.get("wh_old") == nil || r.webhooks.get("wh_new") != nil {
+		t.Error("got the new table before it is whole")
+	}
+	r.endRebuild()
+	if r.webhooks.get("wh_old") != nil || r.webhooks.get("wh_new") == nil {
+		t.Error("got the old table after the new one is whole")
+	}
+	r.apply(webhookRecord(t, r, "wh_next", 1))
+	if rows, _ := r.Webhooks("acme", "", 10); len(rows) != 2 {
+		t.Errorf("got %d webhooks, want 2", len(rows))
+	}
+}
+
+func TestDecideSeesWhatCameBefore(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.apply(webhookRecord(t, r, "wh_1", 1))
+	refused := errors.New("refused")
+	changed := func(from int64) change[schemas.Webhook] {
+		return func(old *schemas.Webhook) (*schemas.Webhook, error) {
+			if old == nil || old.Revision != from {
+				return nil, refused
+			}
+			w := *old
+			w.Revision++
+			return &w, nil
+		}
+	}
+	deleted := func(*schemas.Webhook) (*schemas.Webhook, error) { return nil, nil } //nolint:nilnil // how a change deletes
+	var batch []*write
+	for _, c := range []change[schemas.Webhook]{changed(1), changed(1), changed(2), deleted, changed(3)} {
+		w, _ := newWrite(&r.webhooks, r.topics.Changes, Actor{ID: "test"}, "updated", "wh_1", c, func(error) {})
+		batch = append(batch, w)
+	}
+	rows, audit := decide(batch)
+	got := ""
+	for _, w := range batch {
+		got += fmt.Sprint(w.decided.refused != nil, " ")
+	}
+	if want := "false true false false true "; got != want || len(rows) != 3 || len(audit) != 5 || rows[2].Value != nil {
+		t.Errorf("got refusals %swith %d rows and %d changes, want %swith 3 and 5", got, len(rows), len(audit), want)
+	}
+	if w := r.webhooks.get("wh_1"); w.Revision != 1 {
+		t.Errorf("got revision %d in force before anything was written", w.Revision)
+	}
+}
