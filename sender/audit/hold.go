@@ -1,0 +1,82 @@
+package audit
+
+import "errors"
+
+// holdBack pauses what memory has no room for: all topics while ClickHouse does
+// not take the rows, one side of a join while the other is behind. A join's room
+// is its own share, so that a partition whose router stands still holds back
+// itself only.
+func (w *writer) holdBack() {
+	rows, joins := 0, 0
+	for _, s := range w.streams {
+		rows += s.bytes()
+		if s.join != nil {
+			joins++
+		}
+	}
+	w.metrics.buffered.Set(float64(rows))
+	full := rows > int(w.cfg.BufferBytes/2)
+	if full != w.allHeld {
+		w.allHeld = full
+		if full {
+			w.client.PauseFetchTopics(w.topics.Audited()...)
+		} else {
+			w.client.ResumeFetchTopics(w.topics.Audited()...)
+		}
+	}
+	// A record of routed tells of many events: a quarter of the share is plenty.
+	share := int(w.cfg.BufferBytes/2) / max(joins, 1)
+	for _, s := range w.streams {
+		if s.join == nil {
+			continue
+		}
+		w.holdPartition(topicPartition{w.topics.Events, s.partition}, s.join.eventBytes > share/4*3)
+		w.holdPartition(topicPartition{w.topics.Routed, s.partition}, s.join.decidedBytes > share/4 || s.stopped != nil)
+	}
+}
+
+func (w *writer) holdPartition(p topicPartition, hold bool) {
+	_, held := w.paused[p]
+	switch {
+	case hold && !held:
+		w.pausePartition(p)
+	case !hold && held:
+		delete(w.paused, p)
+		w.client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+	}
+}
+
+func (w *writer) pausePartition(p topicPartition) {
+	w.paused[p] = struct{}{}
+	w.client.PauseFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+}
+
+// resumeAll makes a new assignment begin with nothing paused: what an earlier one paused stays so otherwise.
+func (w *writer) resumeAll() {
+	w.client.ResumeFetchTopics(w.topics.Audited()...)
+	w.allHeld = false
+	for p := range w.paused {
+		w.client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+	}
+	clear(w.paused)
+}
+
+// report tells health and metrics where the writer stands.
+func (w *writer) report() {
+	stopped := []error{w.unpaired}
+	lag := make(map[source]int64)
+	for key, s := range w.streams {
+		if s.stopped != nil {
+			stopped = append(stopped, s.stopped)
+		}
+		lag[key.source] += max(s.end-max(s.next, 0), 0)
+	}
+	for s := sourceRouted; s <= sourceChanges; s++ {
+		w.metrics.lag.WithLabelValues(s.String()).Set(float64(lag[s]))
+	}
+	if err := errors.Join(stopped...); err != nil {
+		w.audit.Down(err)
+		return
+	}
+	w.audit.Up()
+}

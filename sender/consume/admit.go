@@ -1,0 +1,245 @@
+package consume
+
+import (
+	"errors"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/sender/retry"
+)
+
+const (
+	// A partition's fetching is paused while more than fetchAhead records or
+	// fetchBytes of it were polled and not started, until fetchAgain are left.
+	fetchAhead = 1000
+	fetchBytes = 256 << 10
+	fetchAgain = 100
+	// recheck is how soon a head that waits for its lane is looked at again where nothing ends meanwhile.
+	recheck = 50 * time.Millisecond
+	// maxSteps bounds what one partition may start while the others and all that
+	// finishes wait for the mutex: 64 at about 3 µs.
+	maxSteps = 64
+	// lookAhead is how many records behind a waiting head are looked at for lanes that could go on.
+	lookAhead = 256
+)
+
+// overhead is what a delivery takes in memory besides its body: headers,
+// item, the connection's buffers while it is attempted.
+const overhead = 2 << 10
+
+// round is what came of looking at all heads.
+type round struct {
+	begin         []*item // to be attempted, each in a goroutine
+	pause, resume []place // of fetching
+	pending       int     // results to be committed
+	wake          time.Time
+
+	parked, rejected int // deliveries
+	removed          int // unfinished offsets that retention removed
+}
+
+// admit starts what can be started at now.
+func (b *board) admit(now time.Time) round {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var r round
+	b.blocked = false
+	kept := b.active[:0]
+	for _, src := range b.active {
+		steps := 0
+		for steps < maxSteps && b.stepLocked(src, now, &r) {
+			steps++
+		}
+		if steps == maxSteps {
+			r.wakeAt(now)
+		}
+		if len(src.queue) > 0 {
+			kept = append(kept, src)
+			if src.wake.After(now) {
+				r.wakeAt(src.wake)
+			}
+		}
+		b.fetchLocked(src, now, &r)
+	}
+	clear(b.active[len(kept):])
+	b.active = kept
+	if len(kept) > 1 { // the first in turn goes last next time
+		first := kept[0]
+		copy(kept, kept[1:])
+		kept[len(kept)-1] = first
+	}
+	r.pending = len(b.results)
+	return r
+}
+
+func (r *round) wakeAt(at time.Time) {
+	if !at.IsZero() && (r.wake.IsZero() || at.Before(r.wake)) {
+		r.wake = at
+	}
+}
+
+// fetchLocked pauses a partition with too much polled, or whose head is not due,
+// and resumes it when that has gone.
+func (b *board) fetchLocked(src *source, now time.Time, r *round) {
+	due := len(src.queue) == 0 || !now.Before(src.wake)
+	switch {
+	case !src.paused && (len(src.queue) > fetchAhead || src.bytes > fetchBytes || src.tier != noTier && !due):
+		src.paused = true
+		r.pause = append(r.pause, src.place)
+	case src.paused && due && len(src.queue) <= fetchAgain:
+		src.paused = false
+		r.resume = append(r.resume, src.place)
+	}
+}
+
+// stepLocked deals with a partition's head and reports whether it is gone.
+func (b *board) stepLocked(src *source, now time.Time, r *round) bool {
+	if len(src.queue) == 0 || src.stopping || now.Before(src.wake) {
+		return false
+	}
+	record := src.queue[0]
+	if src.tracker.finished(record.Offset) {
+		return src.pop()
+	}
+	if b.inFlight >= b.budget || !src.tracker.room(record.Offset) {
+		b.blocked = true
+		return false
+	}
+	if src.tier != noTier && src.wake.IsZero() {
+		if rest := retry.Rest(src.tier, record.Timestamp, now); rest > 0 {
+			src.wake = now.Add(rest)
+			return false
+		}
+	}
+	if src.head == nil {
+		if done := b.lookLocked(src, now, r); done {
+			return src.pop()
+		}
+	}
+	return b.headLocked(src, now, r)
+}
+
+// lookLocked decodes the head. It is true if that settled it: a record that
+// nobody can read, or that a newer binary wrote.
+func (b *board) lookLocked(src *source, now time.Time, r *round) bool {
+	record := src.queue[0]
+	d, err := schemas.DecodeDelivery(record, b.effects.idOf(record.Topic))
+	it := &item{source: src, record: record, delivery: d, size: int64(len(record.Value)) + overhead}
+	var version *schemas.UnknownVersionError
+	switch {
+	case errors.As(err, &version):
+		b.settleLocked(it, r, b.effects.unread(record, now))
+	case err != nil:
+		r.rejected++
+		b.settleLocked(it, r, b.effects.rejected(record, err))
+	default:
+		it.lane = b.laneLocked(d.WebhookID)
+		src.head = it
+		return false
+	}
+	return true
+}
+
+// headLocked lets the head hop, begin, wait or be parked, and reports whether it is gone.
+func (b *board) headLocked(src *source, now time.Time, r *round) bool {
+	it := src.head
+	if src.tier != noTier {
+		rest := it.delivery.DueAt.Sub(now)
+		if tier, far := retry.Next(rest); far {
+			b.settleLocked(it, r, b.effects.hop(it.record, tier, now))
+			return src.pop()
+		}
+		if rest > 0 {
+			src.wake = now.Add(rest)
+			return false
+		}
+	}
+	v := it.lane.take(now, it.size, src.tracker.free(), b.budget-b.inFlight)
+	if v == hold {
+		v = b.holdLocked(src, now)
+		r.wakeAt(now.Add(recheck))
+	}
+	if v == hold {
+		return false
+	}
+	src.credit.move(now)
+	if v == park {
+		r.parked++
+		b.settleLocked(it, r, b.effects.park(it, now, it.lane.parked(now)))
+		return src.pop()
+	}
+	b.startLocked(it, r)
+	it.detach()
+	it.lane.bytes += it.size
+	if v == begin {
+		it.lane.begin(it, now)
+		b.running++
+		src.running++
+		r.begin = append(r.begin, it)
+	} else {
+		b.waiting++
+		it.lane.queue = append(it.lane.queue, it)
+	}
+	return src.pop()
+}
+
+// holdLocked decides whether the head may go on waiting for its lane. Those
+// behind it may be made to wait a little; for longer only if they could not go
+// either, or if nobody else is seen and the lane is quick.
+func (b *board) holdLocked(src *source, now time.Time) verdict {
+	b.blocked = true
+	if now.Before(src.credit.wait(now)) {
+		return hold
+	}
+	others, free := false, false
+	for _, record := range src.queue[1:min(len(src.queue), lookAhead)] {
+		l := b.lanes[string(record.Key)]
+		if l == src.head.lane {
+			continue
+		}
+		others = true
+		if l == nil || l.running < l.limit() {
+			free = true
+			break
+		}
+	}
+	if free || !others && !src.head.lane.quick() {
+		return park
+	}
+	return hold
+}
+
+func (b *board) laneLocked(webhookID string) *lane {
+	l := b.lanes[webhookID]
+	if l == nil {
+		l = newLane(b.concurrency)
+		b.lanes[webhookID] = l
+	}
+	return l
+}
+
+// startLocked makes the head's offset unfinished.
+func (b *board) startLocked(it *item, r *round) {
+	_, gone := it.source.tracker.start(it.record.Offset, it.record.Timestamp)
+	r.removed += gone
+	b.inFlight += it.size
+}
+
+// settleLocked starts and finishes the head at once, without an attempt.
+func (b *board) settleLocked(it *item, r *round, records ...*kgo.Record) {
+	b.startLocked(it, r)
+	b.results = append(b.results, result{it, records})
+}
+
+func (s *source) pop() bool {
+	s.bytes -= len(s.queue[0].Value)
+	s.queue[0] = nil
+	s.queue = s.queue[1:]
+	s.head, s.wake = nil, time.Time{}
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+	return true
+}

@@ -1,0 +1,313 @@
+package consume
+
+import (
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// place names a partition.
+type place struct {
+	topic     string
+	partition int32
+}
+
+// noTier is the tier of deliveries and held: what is there is due.
+const noTier = -1
+
+// source is a partition that this member works. The board's mutex guards it.
+type source struct {
+	place
+
+	tier    int
+	tracker tracker
+	queue   []*kgo.Record // polled and not started
+	bytes   int           // of queue
+	head    *item         // queue[0], once it was looked at
+	wake    time.Time     // when the head leaves its tier or is due; zero: not known
+	credit  credit
+	running int // attempts
+
+	restored bool // its committed offset and metadata are known
+	alive    bool // owned: its results count
+	stopping bool // nothing of it is started any more
+	paused   bool // its fetching is
+}
+
+// result is what a started record came to: the records that say so, to be
+// committed with the offset being finished.
+type result struct {
+	item    *item
+	records []*kgo.Record
+}
+
+// mark is what a partition commits.
+type mark struct {
+	place
+
+	offset int64
+	text   string
+}
+
+// batch is what one transaction commits.
+type batch struct {
+	results    []result
+	marks      []mark
+	member     string
+	generation int32
+}
+
+// board holds everything the sender's loops share, under one mutex: the
+// partitions it works, the lanes, and the results not committed yet. It knows
+// neither clients nor clocks, and blocks on nothing.
+type board struct {
+	effects     *effects
+	concurrency int
+	budget      int64 // bytes that may be in flight
+
+	mu         sync.Mutex // guards the rest
+	sources    map[place]*source
+	active     []*source // sources with something in queue, in turn
+	lanes      map[string]*lane
+	results    []result
+	inFlight   int64 // bytes of everything started and not committed
+	running    int   // attempts, those of partitions given up included
+	waiting    int   // in lanes
+	blocked    bool  // something waits for an attempt to end or for a commit
+	member     string
+	generation int32
+}
+
+func newBoard(e *effects, concurrency int, budget int64) *board {
+	return &board{
+		effects: e, concurrency: concurrency, budget: budget,
+		sources: make(map[place]*source), lanes: make(map[string]*lane), generation: -1,
+	}
+}
+
+// assign begins to work partitions, under a membership that all that is
+// finished from now on belongs to. Their records count from restore on.
+func (b *board) assign(places []place, member string, generation int32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.member, b.generation = member, generation
+	for _, p := range places {
+		b.sources[p] = &source{place: p, tier: b.effects.tierOf(p.topic), alive: true}
+	}
+}
+
+// restore says what a partition committed last.
+func (b *board) restore(p place, offset int64, text string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	src := b.sources[p]
+	if src == nil {
+		return nil // not worked: see whole
+	}
+	t, err := restore(offset, text)
+	if err != nil {
+		return err
+	}
+	src.tracker, src.restored = t, true
+	return nil
+}
+
+// push takes what was polled of a partition; the caller still blocks rebalances.
+func (b *board) push(p place, records []*kgo.Record) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	src := b.sources[p]
+	if src == nil || !src.restored || len(records) == 0 {
+		return
+	}
+	if len(src.queue) == 0 {
+		b.active = append(b.active, src)
+	}
+	src.queue = append(src.queue, records...)
+	for _, r := range records {
+		src.bytes += len(r.Value)
+	}
+}
+
+// stop begins to give partitions up: nothing of them is started any more. nil means all.
+func (b *board) stop(places []place) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, src := range b.selectLocked(places) {
+		src.stopping = true
+	}
+	for _, l := range b.lanes {
+		for _, it := range l.drop(func(s *source) bool { return s.stopping }) {
+			b.waiting--
+			b.inFlight -= it.size
+		}
+	}
+}
+
+// runningOf is how many attempts of partitions run. nil means all that are worked.
+func (b *board) runningOf(places []place) (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, src := range b.selectLocked(places) {
+		n += src.running
+	}
+	return n
+}
+
+// giveUp forgets partitions: what is finished of them from now on has no effect. nil means all.
+func (b *board) giveUp(places []place) {
+	b.stop(places)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, src := range b.selectLocked(places) {
+		src.alive, src.queue, src.bytes, src.head = false, nil, 0, nil
+		delete(b.sources, src.place)
+	}
+	kept := b.active[:0]
+	for _, src := range b.active {
+		if src.alive {
+			kept = append(kept, src)
+		}
+	}
+	clear(b.active[len(kept):])
+	b.active = kept
+	b.dropDeadLocked()
+}
+
+func (b *board) selectLocked(places []place) (found []*source) {
+	if places == nil {
+		for _, src := range b.sources {
+			found = append(found, src)
+		}
+		return found
+	}
+	for _, p := range places {
+		if src := b.sources[p]; src != nil {
+			found = append(found, src)
+		}
+	}
+	return found
+}
+
+// dropDeadLocked drops results of partitions given up: the next owner repeats them.
+func (b *board) dropDeadLocked() {
+	kept := b.results[:0]
+	for _, r := range b.results {
+		if r.item.source.alive {
+			kept = append(kept, r)
+			continue
+		}
+		b.inFlight -= r.item.size
+	}
+	clear(b.results[len(kept):])
+	b.results = kept
+}
+
+// ended is what follows from an attempt's end.
+type ended struct {
+	next, more *item // to be attempted now, nil if there is none
+	pending    int   // results that wait to be committed
+	blocked    bool  // a head may go on now
+}
+
+// finish notes what a running attempt came to; no records: nothing, it is to be
+// repeated by the next owner.
+func (b *board) finish(it *item, records []*kgo.Record, now time.Time) ended {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.running--
+	it.source.running--
+	if it.source.alive && len(records) > 0 {
+		b.results = append(b.results, result{it, records})
+	} else {
+		b.inFlight -= it.size
+	}
+	next, more := it.lane.end(it, now)
+	for _, begun := range [...]*item{next, more} {
+		if begun != nil {
+			b.waiting--
+			b.running++
+			begun.source.running++
+		}
+	}
+	return ended{next, more, len(b.results), b.blocked}
+}
+
+// take takes all results for a transaction, with what their partitions commit.
+func (b *board) take() batch {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := batch{results: b.results, member: b.member, generation: b.generation}
+	b.results = nil
+	touched := make(map[*source]struct{})
+	for _, r := range t.results {
+		// Should the transaction abort, the offset stays finished here: its result
+		// is put back and goes with the next one, before which nothing is committed.
+		r.item.source.tracker.finish(r.item.record.Offset)
+		touched[r.item.source] = struct{}{}
+	}
+	for src := range touched {
+		offset, text := src.tracker.mark()
+		t.marks = append(t.marks, mark{src.place, offset, text})
+	}
+	return t
+}
+
+// putBack returns the results of a transaction that was aborted for certain, to go first into the next.
+func (b *board) putBack(t batch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.results = append(t.results, b.results...)
+	b.dropDeadLocked()
+}
+
+// release says that a transaction's results need no more room: they are committed, or without effect.
+func (b *board) release(t batch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range t.results {
+		b.inFlight -= r.item.size
+	}
+}
+
+// outstanding reports whether anything that was started is not committed yet.
+func (b *board) outstanding() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting > 0 || b.running > 0 || len(b.results) > 0
+}
+
+// snapshot is what metrics show.
+type snapshot struct {
+	running, waiting, partitions int
+	inFlight                     int64
+	oldest                       time.Time // when the oldest record that is not finished was written; zero if there is none
+}
+
+func (b *board) snapshot() snapshot {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := snapshot{running: b.running, waiting: b.waiting, partitions: len(b.sources), inFlight: b.inFlight}
+	for _, src := range b.sources {
+		at := src.tracker.oldest()
+		if at.IsZero() && len(src.queue) > 0 {
+			at = src.queue[0].Timestamp
+		}
+		if !at.IsZero() && (s.oldest.IsZero() || at.Before(s.oldest)) {
+			s.oldest = at
+		}
+	}
+	return s
+}
+
+// sweep forgets lanes that had nothing to do for a long time.
+func (b *board) sweep(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, l := range b.lanes {
+		if l.depth() == 0 && now.Sub(l.progress) > laneIdle {
+			delete(b.lanes, id)
+		}
+	}
+}

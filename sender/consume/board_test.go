@@ -1,0 +1,242 @@
+package consume
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/sender/retry"
+)
+
+func TestLaneTake(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	tests := []struct {
+		name    string
+		lane    lane
+		waiting int
+		free    int
+		bytes   int64
+		want    verdict
+	}{
+		{"idle", lane{}, 0, 1000, 1 << 20, begin},
+		{"idle, hardly any room", lane{}, 0, 1, 1, begin},
+		{"places left", lane{running: 3, progress: now}, 0, 1000, 1 << 20, begin},
+		{"all places taken", lane{running: 4, pace: 100 * time.Millisecond, progress: now}, 3, 1000, 1 << 20, queue},
+		{"a long queue", lane{running: 4, pace: time.Second, progress: now}, 4, 1000, 1 << 20, park},
+		{"nothing ends any more", lane{running: 4, pace: time.Millisecond, progress: now.Add(-2 * time.Second)}, 0, 1000, 1 << 20, park},
+		{"over its share, quick", lane{running: 4, pace: time.Millisecond, progress: now}, 6, 40, 1 << 20, hold},
+		{"over its share, slow", lane{running: 4, pace: time.Minute, progress: now}, 6, 40, 1 << 20, park},
+		{"over its share of bytes", lane{running: 1, bytes: 1 << 18, progress: now}, 0, 1000, 1 << 20, hold},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			l := test.lane
+			l.most, l.places = 4, 4
+			l.queue = make([]*item, test.waiting)
+			if got := l.take(now, 500, test.free, test.bytes); got != test.want {
+				t.Errorf("verdict %d, want %d", got, test.want)
+			}
+		})
+	}
+}
+
+func TestCreditIsATenthInTheLongRun(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	var c credit
+	var held time.Duration
+	for range 100 { // 100 s, in each of which the head waits as long as it may
+		until := c.wait(now)
+		held += until.Sub(now)
+		c.move(until)
+		now = now.Add(time.Second)
+	}
+	if low, high := 9*time.Second, 11*time.Second; held < low || held > high {
+		t.Errorf("held for %v of 100 s, want from %v to %v", held, low, high)
+	}
+}
+
+func TestLaneLearns(t *testing.T) {
+	tests := []struct {
+		name    string
+		took    func(running int) time.Duration
+		low, up int
+	}{
+		{"a target with room", func(int) time.Duration { return 50 * time.Millisecond }, 32, 32},
+		{"one that does one after the other", func(running int) time.Duration { return time.Duration(running) * 20 * time.Millisecond }, 4, 8},
+		{"one that hangs", func(int) time.Duration { return 15 * time.Second }, 8, 32},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			l := newLane(32)
+			l.queue = make([]*item, 1)
+			l.learn(test.took(1))
+			for range 500 {
+				l.learn(test.took(l.limit()))
+			}
+			if got := l.limit(); got < test.low || got > test.up {
+				t.Errorf("%d places, want from %d to %d", got, test.low, test.up)
+			}
+		})
+	}
+}
+
+// stage is a board with one partition of deliveries and of the first tier.
+type stage struct {
+	*board
+
+	now     time.Time
+	offsets map[string]int64
+}
+
+func startStage(t *testing.T, budget int64) *stage {
+	t.Helper()
+	topics := schemas.NewTopics("")
+	b := newBoard(&effects{topics: topics, topicID: [16]byte{1}, schedule: retry.DefaultSchedule(), instance: "a"}, 4, budget)
+	s := &stage{board: b, now: time.Unix(1_700_000_000, 0), offsets: make(map[string]int64)}
+	places := []place{{topics.Deliveries, 0}, {topics.Retry[0], 0}}
+	b.assign(places, "member", 1)
+	for _, p := range places {
+		if err := b.restore(p, 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// poll gives the board n deliveries of a webhook.
+func (s *stage) poll(topic, webhook string, n int, change func(*schemas.Delivery)) {
+	var records []*kgo.Record
+	for range n {
+		d := schemas.Delivery{
+			WebhookID: webhook, EventID: "e", Event: "labs.created", Organization: "org", Cause: schemas.CauseEvent, Body: []byte("{}"),
+		}
+		if change != nil {
+			change(&d)
+		}
+		r := d.Record(topic)
+		r.Offset, r.Timestamp = s.offsets[topic], s.now
+		s.offsets[topic]++
+		records = append(records, r)
+	}
+	s.push(place{topic, 0}, records)
+}
+
+// settle looks at the heads until nothing more can be started now.
+func (s *stage) settle() (total round) {
+	for {
+		r := s.admit(s.now)
+		total.begin = append(total.begin, r.begin...)
+		total.pause = append(total.pause, r.pause...)
+		total.resume = append(total.resume, r.resume...)
+		total.parked += r.parked
+		total.wake, total.pending = r.wake, r.pending
+		if r.wake.IsZero() || r.wake.After(s.now) {
+			return total
+		}
+	}
+}
+
+func TestBoardParksOnlyTheStuckLane(t *testing.T) {
+	s := startStage(t, 64<<20)
+	topic := s.effects.topics.Deliveries
+	s.poll(topic, "stuck", 600, nil)
+	s.poll(topic, "quick", 1, nil)
+	r := s.settle()
+	if len(r.begin) != 4 || r.parked != 0 {
+		t.Fatalf("%d attempts and %d parked at once, want 4 and none", len(r.begin), r.parked)
+	}
+	s.now = s.now.Add(holdBurst)
+	r = s.settle()
+	if len(r.begin) != 1 || r.begin[0].delivery.WebhookID != "quick" {
+		t.Fatalf("%d attempts begun after the head has waited for %v, want that of the quick webhook", len(r.begin), holdBurst)
+	}
+	for _, result := range s.take().results {
+		parked := result.records[0]
+		if want := s.effects.topics.Retry[0]; parked.Topic != want {
+			t.Fatalf("parked in %s, want %s", parked.Topic, want)
+		}
+	}
+}
+
+func TestBoardKeepsItsBudget(t *testing.T) {
+	s := startStage(t, 10*overhead)
+	for i := range 50 {
+		s.poll(s.effects.topics.Deliveries, fmt.Sprintf("webhook-%d", i), 1, nil)
+	}
+	r := s.settle()
+	if len(r.begin) != 10 {
+		t.Fatalf("%d attempts, want the 10 that fit", len(r.begin))
+	}
+	for _, it := range r.begin {
+		s.finish(it, []*kgo.Record{{}}, s.now)
+	}
+	if r = s.settle(); len(r.begin) != 0 {
+		t.Fatalf("%d attempts before the results are committed, want none", len(r.begin))
+	}
+	s.release(s.take())
+	if r = s.settle(); len(r.begin) != 10 {
+		t.Errorf("%d attempts after it, want 10", len(r.begin))
+	}
+}
+
+func TestTierIsFirstInFirstOut(t *testing.T) {
+	s := startStage(t, 64<<20)
+	tier := s.effects.topics.Retry[0] // 1 s
+	id := schemas.DeliveryID{Topic: [16]byte{1}, Offset: 7}
+	due := func(d time.Duration) func(*schemas.Delivery) {
+		return func(x *schemas.Delivery) { x.ID, x.Attempt, x.DueAt = id, 1, s.now.Add(d) }
+	}
+	s.poll(tier, "w", 1, due(1300*time.Millisecond)) // its rest is waited for here
+	s.poll(tier, "w", 1, due(9*time.Second))         // it hops on
+	entered := s.now
+	r := s.settle()
+	if len(r.pause) != 1 || !r.wake.Equal(entered.Add(time.Second)) {
+		t.Fatalf("paused %v, wake after %v; want the tier paused for 1 s", r.pause, r.wake.Sub(entered))
+	}
+	s.now = entered.Add(time.Second)
+	if r = s.settle(); len(r.begin) != 0 || !r.wake.Equal(entered.Add(1300*time.Millisecond)) {
+		t.Fatalf("%d attempts, wake after %v; want none and 1.3 s", len(r.begin), r.wake.Sub(entered))
+	}
+	s.now = entered.Add(1300 * time.Millisecond)
+	r = s.settle()
+	if len(r.begin) != 1 || r.pending != 1 || len(r.resume) != 1 {
+		t.Fatalf("%d attempts, %d settled, %d resumed; want one each", len(r.begin), r.pending, len(r.resume))
+	}
+	hop := s.take().results[0].records[0]
+	if want := s.effects.topics.Retry[3]; hop.Topic != want || hop.Partition != 0 || !hop.Timestamp.Equal(s.now) { // of 7.7 s
+		t.Errorf("hopped to %s at %v, want %s at %v", hop.Topic, hop.Timestamp, want, s.now)
+	}
+}
+
+func TestResultsOfPartitionsGivenUpAreDropped(t *testing.T) {
+	s := startStage(t, 64<<20)
+	s.poll(s.effects.topics.Deliveries, "w", 10, nil)
+	r := s.settle()
+	if len(r.begin) != 4 {
+		t.Fatalf("%d attempts, want 4", len(r.begin))
+	}
+	next := s.finish(r.begin[0], []*kgo.Record{{}}, s.now).next
+	s.giveUp(nil)
+	s.finish(r.begin[1], []*kgo.Record{{}}, s.now)
+	if got := s.take(); len(got.results) != 0 {
+		t.Errorf("%d results are left", len(got.results))
+	}
+	for _, it := range append(r.begin[2:], next) {
+		if e := s.finish(it, nil, s.now); e.next != nil || e.more != nil {
+			t.Error("a delivery of a partition given up was begun")
+		}
+	}
+	if got := s.snapshot(); got.running != 0 || got.inFlight != 0 || got.waiting != 0 {
+		t.Errorf("left: %+v", got)
+	}
+}
+
+func TestSplit(t *testing.T) {
+	whole, broken := split(map[string][]int32{"a": {0, 1}, "b": {0}}, []string{"a", "b"})
+	if len(whole) != 2 || len(broken) != 1 || broken[0] != (place{"a", 1}) {
+		t.Errorf("whole %v, broken %v", whole, broken)
+	}
+}

@@ -1,0 +1,242 @@
+package consume
+
+import (
+	"bytes"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/schemas"
+)
+
+const (
+	// patience is the longest a delivery waits in memory for its lane: the
+	// shortest a retry tier could put it off.
+	patience = time.Second
+	// A lane may hold a quarter of what its partition, and the process, has
+	// free, so that n stuck lanes leave 1/(1+n/4) of it to the others: never
+	// nothing (dynamic thresholds; Choudhury and Hahne, 1998).
+	laneShare = 4
+	// A partition's head may wait for its lane, and with it everything behind,
+	// this long at once and a tenth of the time in the long run.
+	holdBurst   = 250 * time.Millisecond
+	holdPercent = 10
+	// quickStep is the time between two places falling free up to which a lane
+	// counts as quick: waiting for it costs those behind less than parking does.
+	quickStep = 2 * time.Millisecond
+	// A lane begins with firstPlaces, and never has fewer than leastPlaces.
+	firstPlaces = 8
+	leastPlaces = 4
+	// slack is what an attempt may take beyond twice the target's best before its
+	// lane has too many at once. It is above the noise of a busy machine; and a
+	// machine that is the bottleneck itself settles at slack × its rate attempts.
+	slack = 50 * time.Millisecond
+	// laneIdle is how long a lane that has nothing to do keeps what it knows of its target.
+	laneIdle = 10 * time.Minute
+)
+
+// item is a delivery that was started: its offset is unfinished until its effects are committed.
+type item struct {
+	source   *source
+	lane     *lane
+	record   *kgo.Record
+	delivery schemas.Delivery
+	size     int64
+	started  time.Time
+}
+
+// maxDetached is the largest body that is copied rather than keeps its batch.
+const maxDetached = 32 << 10
+
+// detach lets the fetched batch go of which the record is a part: a slow
+// target's few deliveries would each keep the whole of theirs.
+func (it *item) detach() {
+	if len(it.record.Value) > maxDetached {
+		return
+	}
+	it.delivery.Body = bytes.Clone(it.record.Value)
+	it.record = &kgo.Record{
+		Topic: it.record.Topic, Partition: it.record.Partition, Offset: it.record.Offset, Timestamp: it.record.Timestamp,
+		Key: []byte(it.delivery.WebhookID), Value: it.delivery.Body,
+	}
+}
+
+// lane is where the deliveries of one webhook wait for their attempts. The board's mutex guards it.
+type lane struct {
+	most    int     // places it may have
+	places  float64 // attempts that may run at once; see learn
+	running int
+	queue   []*item
+	bytes   int64 // of running and queue
+
+	// pace is the moving average of how long an attempt takes, best about the shortest.
+	pace, best time.Duration
+	// progress is when an attempt ended last, or began while none was running.
+	progress time.Time
+	// backlog is when the last of those parked will have had its turn.
+	backlog time.Time
+}
+
+// verdict says what becomes of the delivery at a partition's head.
+type verdict int
+
+const (
+	begin verdict = iota // attempt it now
+	queue                // it waits in its lane
+	hold                 // it stays at the head: its lane moves quickly enough
+	park                 // there is no room: it waits in a retry tier
+)
+
+func newLane(most int) *lane {
+	return &lane{most: most, places: float64(min(firstPlaces, most))}
+}
+
+// limit is how many attempts may run at once.
+func (l *lane) limit() int { return int(l.places) }
+
+// learn adapts places to how long an attempt took (as TCP Vegas does by round
+// trips): while it takes about as long as the target's best, more at once get
+// more done; if it takes longer, they only wait there, or here for the CPU.
+func (l *lane) learn(took time.Duration) {
+	if l.best == 0 || took < l.best {
+		l.best = took
+	}
+	l.best += (took - l.best) / 1024 // a target that became slower for good is found out
+	least := float64(min(leastPlaces, l.most))
+	switch {
+	case took > 2*l.best+slack:
+		l.places = max(least, l.places-l.places/16)
+	case len(l.queue) > 0:
+		l.places = min(float64(l.most), l.places+0.5)
+	}
+	if l.pace == 0 {
+		l.pace = took
+	}
+	l.pace += (took - l.pace) / 8
+}
+
+func (l *lane) depth() int { return l.running + len(l.queue) }
+
+// full reports whether one more of the given size exceeds the lane's share of
+// what the partition (in deliveries) and the process (in bytes) have free.
+func (l *lane) full(size int64, free int, freeBytes int64) bool {
+	if l.depth() == 0 {
+		return false
+	}
+	return l.depth() >= max(1, free/laneShare) || l.bytes+size > freeBytes/laneShare
+}
+
+// expected is how long one more would wait for its attempt to begin.
+func (l *lane) expected(now time.Time) time.Duration {
+	if l.running < l.limit() {
+		return 0
+	}
+	turn := time.Duration(len(l.queue)+1) * l.pace / time.Duration(l.limit())
+	// A target that has begun to hang shows first in that nothing ends.
+	return max(turn, now.Sub(l.progress))
+}
+
+// quick reports whether places are known to fall free faster than quickStep.
+func (l *lane) quick() bool { return l.pace > 0 && l.pace <= quickStep*time.Duration(l.limit()) }
+
+// take decides on one more delivery, except that hold may have to become park.
+func (l *lane) take(now time.Time, size int64, free int, freeBytes int64) verdict {
+	switch {
+	case l.full(size, free, freeBytes):
+		if l.expected(now) > patience {
+			return park
+		}
+		return hold
+	case l.running < l.limit():
+		return begin
+	case l.expected(now) > patience:
+		return park
+	default:
+		return queue
+	}
+}
+
+// parked returns how long one more parked delivery has to wait until those
+// parked before it have had their turn at the target's best: what slows it now
+// may be over by then, and who comes too early is parked for twice as long.
+func (l *lane) parked(now time.Time) time.Duration {
+	if l.backlog.Before(now) {
+		l.backlog = now
+	}
+	l.backlog = l.backlog.Add(l.best / time.Duration(l.limit()))
+	return l.backlog.Sub(now)
+}
+
+func (l *lane) begin(it *item, now time.Time) {
+	if l.running == 0 {
+		l.progress = now
+	}
+	it.started = now
+	l.running++
+}
+
+// end notes that it's attempt has ended and returns what begins now: one in its
+// place, none where there are fewer places, two where there is one more.
+func (l *lane) end(it *item, now time.Time) (next, more *item) {
+	l.running--
+	l.bytes -= it.size
+	l.progress = now
+	l.learn(now.Sub(it.started))
+	return l.beginNext(now), l.beginNext(now)
+}
+
+// beginNext begins the first that waits, if there is a place.
+func (l *lane) beginNext(now time.Time) *item {
+	if len(l.queue) == 0 || l.running >= l.limit() {
+		return nil
+	}
+	it := l.queue[0]
+	l.queue[0] = nil
+	l.queue = l.queue[1:]
+	l.begin(it, now)
+	return it
+}
+
+// drop removes what waits of sources that are given up.
+func (l *lane) drop(given func(*source) bool) (dropped []*item) {
+	kept := l.queue[:0]
+	for _, it := range l.queue {
+		if given(it.source) {
+			l.bytes -= it.size
+			dropped = append(dropped, it)
+			continue
+		}
+		kept = append(kept, it)
+	}
+	clear(l.queue[len(kept):])
+	l.queue = kept
+	return dropped
+}
+
+// credit is how long a partition's head may still wait for its lane.
+type credit struct {
+	left  time.Duration
+	at    time.Time // when left was right
+	since time.Time // when the head began to wait; zero: it does not
+}
+
+// wait notes that the head waits for its lane and returns until when it may.
+func (c *credit) wait(now time.Time) time.Time {
+	if c.since.IsZero() {
+		if c.at.IsZero() {
+			c.left = holdBurst
+		} else {
+			c.left = min(holdBurst, c.left+now.Sub(c.at)*holdPercent/100)
+		}
+		c.since, c.at = now, now
+	}
+	return c.since.Add(c.left)
+}
+
+// move notes that the head moves.
+func (c *credit) move(now time.Time) {
+	if !c.since.IsZero() {
+		c.left = max(0, c.left-now.Sub(c.since))
+		c.since, c.at = time.Time{}, now
+	}
+}

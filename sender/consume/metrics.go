@@ -1,0 +1,82 @@
+package consume
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the consumer's. Labels are from closed sets.
+type metrics struct {
+	attempts     *prometheus.CounterVec
+	transactions *prometheus.CounterVec
+	duration     prometheus.Histogram
+	badWebhooks  prometheus.Counter
+	parked       prometheus.Counter
+	rejected     prometheus.Counter
+	removed      prometheus.Counter
+	assignments  prometheus.Counter
+}
+
+func newMetrics(registry prometheus.Registerer, c *Consumer) *metrics {
+	m := &metrics{
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postrider_sender_attempts_total",
+			Help: "Attempts, and decisions to make none, by what they came to.",
+		}, []string{"result", "reason"}),
+		transactions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postrider_sender_transactions_total",
+			Help: "Transactions by their end: committed, aborted (written again) or unknown (the group is left).",
+		}, []string{"end"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "postrider_sender_transaction_seconds",
+			Help:    "Time from the first record of a transaction to its end.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+		}),
+		badWebhooks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postrider_sender_bad_webhooks_total",
+			Help: "Webhook records that could not be read; the last good one stayed in force.",
+		}),
+		parked: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postrider_sender_parked_total",
+			Help: "Deliveries put off for want of room, without an attempt.",
+		}),
+		rejected: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postrider_sender_rejected_total",
+			Help: "Bad records set aside in the topic rejected.",
+		}),
+		removed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postrider_sender_removed_total",
+			Help: "Unfinished deliveries that the topic's retention removed.",
+		}),
+		assignments: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postrider_sender_assignments_total",
+			Help: "Assignments of partitions by the group.",
+		}),
+	}
+	registry.MustRegister(m.attempts, m.transactions, m.duration, m.badWebhooks, m.parked, m.rejected, m.removed, m.assignments,
+		gauge("postrider_sender_attempts_running", "Attempts being made.", func() float64 {
+			return float64(c.snapshot().running)
+		}),
+		gauge("postrider_sender_deliveries_waiting", "Deliveries that wait in memory for their webhook's lane.", func() float64 {
+			return float64(c.snapshot().waiting)
+		}),
+		gauge("postrider_sender_in_flight_bytes", "Memory of deliveries that are started and not committed.", func() float64 {
+			return float64(c.snapshot().inFlight)
+		}),
+		gauge("postrider_sender_partitions", "Partitions worked, over all topics of deliveries.", func() float64 {
+			return float64(c.snapshot().partitions)
+		}),
+		gauge("postrider_oldest_unfinished_seconds", "Age of the oldest delivery this sender works that has no end yet.", func() float64 {
+			if oldest := c.snapshot().oldest; !oldest.IsZero() {
+				return max(0, time.Since(oldest).Seconds())
+			}
+			return 0
+		}),
+	)
+	return m
+}
+
+func gauge(name, help string, f func() float64) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+}

@@ -1,0 +1,190 @@
+package deliver
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/postrider/postrider/schemas"
+)
+
+// Reason says in one word why an attempt is not a success: the outcome's
+// reason, and a metric's label.
+type Reason string
+
+// The closed set of reasons.
+const (
+	// Before anything was sent.
+
+	ReasonInvalidTarget Reason = "invalid_target" // the URL breaks a rule for targets
+	ReasonNoSecret      Reason = "no_secret"      // the webhook has no secret to sign with, or an empty one
+	ReasonEgressDenied  Reason = "egress_denied"  // the name resolves to an address that the policy forbids
+
+	// On the way to a connection.
+
+	ReasonDNSFailed      Reason = "dns_failed"      // no such name, no address, or the resolver answered with an error
+	ReasonDNSTimeout     Reason = "dns_timeout"     // the resolver did not answer in time
+	ReasonConnectRefused Reason = "connect_refused" // nothing listens there
+	ReasonConnectTimeout Reason = "connect_timeout" // no answer to the connection
+	ReasonConnectFailed  Reason = "connect_failed"  // no route, and other errors of the network
+	ReasonTLSFailed      Reason = "tls_failed"      // certificate expired, wrong or unknown, or no TLS 1.2
+	ReasonTLSTimeout     Reason = "tls_timeout"     // the handshake did not end in time
+
+	// With the request sent, or being sent.
+
+	ReasonTimeout          Reason = "timeout"                 // no whole head of a response in time
+	ReasonReset            Reason = "connection_reset"        // closed or reset before the head was whole
+	ReasonHeadTooLarge     Reason = "response_head_too_large" // a head over 16 KiB
+	ReasonResponseTooLarge Reason = "response_too_large"      // over 128 KiB; as a BodyReason the status stands
+	ReasonProtocol         Reason = "protocol_error"          // what came is not HTTP/1
+	ReasonNetwork          Reason = "network_error"           // other errors of the network
+
+	// Of ours, for which the target can do nothing.
+
+	ReasonNoFreeConns Reason = "no_free_connections" // all connections to the host are in use
+	ReasonNoResources Reason = "no_resources"        // this machine is out of descriptors, ports or memory
+	ReasonCanceled    Reason = "canceled"            // the context ended, or the client was closed
+
+	// Of a response whose status is no success.
+
+	ReasonRedirect Reason = "redirect" // 3xx: redirects are not followed
+	ReasonStatus   Reason = "status"   // any other status than 200
+)
+
+// Reasons returns all reasons.
+func Reasons() []Reason {
+	return []Reason{
+		ReasonInvalidTarget, ReasonNoSecret, ReasonEgressDenied,
+		ReasonDNSFailed, ReasonDNSTimeout, ReasonConnectRefused, ReasonConnectTimeout, ReasonConnectFailed, ReasonTLSFailed, ReasonTLSTimeout,
+		ReasonTimeout, ReasonReset, ReasonHeadTooLarge, ReasonResponseTooLarge, ReasonProtocol, ReasonNetwork,
+		ReasonNoFreeConns, ReasonNoResources, ReasonCanceled, ReasonRedirect, ReasonStatus,
+	}
+}
+
+// reasonOf classifies the error of an attempt. Error texts hold the peer's
+// bytes, so only the reason goes further.
+func reasonOf(ctx context.Context, err error) Reason {
+	var dial *dialError
+	var target *schemas.TargetError
+	switch {
+	case ctx.Err() != nil, errors.Is(err, errClientClosed):
+		return ReasonCanceled
+	case errors.As(err, &dial):
+		return dial.reason
+	case errors.As(err, &target):
+		return ReasonInvalidTarget
+	case errors.Is(err, errNoSecret):
+		return ReasonNoSecret
+	case errors.Is(err, errNoFreeConns):
+		return ReasonNoFreeConns
+	}
+	return readReason(err)
+}
+
+// readReason classifies an error of a connection that was made.
+func readReason(err error) Reason {
+	var op *net.OpError
+	switch {
+	case isTimeout(err):
+		return ReasonTimeout
+	case errors.Is(err, errReadLimit):
+		return ReasonResponseTooLarge
+	case errors.Is(err, bufio.ErrBufferFull):
+		return ReasonHeadTooLarge
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return ReasonReset
+	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
+		return ReasonTLSFailed // crypto/tls's words for an alert, such as for a missing client certificate
+	case exhausted(err):
+		return ReasonNoResources
+	case isErrno(err):
+		return ReasonNetwork
+	}
+	return ReasonProtocol
+}
+
+func isErrno(err error) bool {
+	var errno syscall.Errno
+	return errors.As(err, &errno)
+}
+
+// Action is what an attempt calls for.
+type Action int
+
+// The actions. Whether a failure was the schedule's last step, and so the
+// delivery is dead, is the caller's to see.
+const (
+	Retry     Action = iota // failed: the schedule's next step
+	Delivered               // the target took it
+	Park                    // nothing was asked of the target: later again, not counted as an attempt
+	Forget                  // broken off by us: whoever works the delivery next repeats it
+)
+
+// Verdict is what an attempt came to.
+type Verdict struct {
+	Action Action
+	// Reason is the outcome's; empty for Delivered.
+	Reason Reason
+	// Wait is the least wait before the next attempt, as the target asked.
+	Wait time.Duration
+}
+
+// MaxRetryAfter caps what a target may ask for: the default schedule's longest step.
+const MaxRetryAfter = 24 * time.Hour
+
+// Judge classifies an attempt, by its error first.
+func Judge(a *Attempt) Verdict {
+	switch {
+	case a.Reason == ReasonCanceled:
+		return Verdict{Action: Forget, Reason: a.Reason}
+	case a.Reason == ReasonNoFreeConns, a.Reason == ReasonNoResources:
+		return Verdict{Action: Park, Reason: a.Reason}
+	case a.Reason != "":
+		return Verdict{Action: Retry, Reason: a.Reason}
+	case a.StatusCode == fasthttp.StatusOK:
+		return Verdict{Action: Delivered}
+	case a.StatusCode >= 300 && a.StatusCode < 400:
+		return Verdict{Action: Retry, Reason: ReasonRedirect, Wait: min(a.RetryAfter, MaxRetryAfter)}
+	}
+	return Verdict{Action: Retry, Reason: ReasonStatus, Wait: min(a.RetryAfter, MaxRetryAfter)}
+}
+
+// RetryAfter reads the header of that name (RFC 9110, section 10.2.3), seconds
+// or a date, and returns the wait from now: at most MaxRetryAfter, 0 for what is
+// past or neither.
+func RetryAfter(value string, now time.Time) time.Duration {
+	value = strings.Trim(value, " \t")
+	if value == "" {
+		return 0
+	}
+	if strings.Trim(value, "0123456789") == "" {
+		seconds, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || seconds > int64(MaxRetryAfter/time.Second) {
+			return MaxRetryAfter // too many digits is a long wait, too
+		}
+		return time.Duration(seconds) * time.Second
+	}
+	at, err := parseHTTPDate(value)
+	if err != nil {
+		return 0
+	}
+	return min(max(0, at.Sub(now)), MaxRetryAfter)
+}
+
+// parseHTTPDate reads the three forms of RFC 9110, section 5.6.7.
+func parseHTTPDate(value string) (at time.Time, err error) {
+	for _, layout := range []string{"Mon, 02 Jan 2006 15:04:05 GMT", time.RFC850, time.ANSIC} {
+		if at, err = time.Parse(layout, value); err == nil {
+			return at, nil
+		}
+	}
+	return at, err
+}
