@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/process"
+)
+
+func keysCommand() *cobra.Command {
+	return group("keys", "Create, list and revoke API keys",
+		leaf("create", "Create an API key; it is shown this once", &createKey{}),
+		leaf("list", "List API keys", &listKeys{}),
+		leaf("revoke", "Revoke an API key", &revokeKey{}),
+	)
+}
+
+// keyView is a key as the API shows it.
+type keyView struct {
+	ID           string    `json:"id"`
+	Organization string    `json:"organization,omitempty"`
+	Name         string    `json:"name,omitempty"`
+	Scopes       []string  `json:"scopes"`
+	CreatedAt    time.Time `json:"created_at"`
+	RevokedAt    time.Time `json:"revoked_at,omitzero"`
+	Key          string    `json:"key,omitempty"` // only in the answer to its creation
+}
+
+type createKey struct {
+	api          api
+	organization string
+	name         string
+	scopes       []string
+}
+
+// Register implements process.Registrar.
+func (c *createKey) Register(s *process.Settings) {
+	c.api.Register(s)
+	s.String(&c.organization, "organization", "", "whose key it is; empty: one for all organizations")
+	s.String(&c.name, "name", "", "what people call it")
+	s.Strings(&c.scopes, "scopes", []string{schemas.ScopeEventsWrite}, "what it may do: "+strings.Join(schemas.Scopes(), ", "))
+	s.Required("scopes")
+}
+
+func (c *createKey) run(ctx context.Context, t *terminal) error {
+	body, err := json.Marshal(struct {
+		Organization string   `json:"organization,omitempty"`
+		Name         string   `json:"name,omitempty"`
+		Scopes       []string `json:"scopes"`
+	}{c.organization, c.name, c.scopes})
+	if err != nil {
+		return fmt.Errorf("encoding key: %w", err)
+	}
+	var made keyView
+	if err := c.api.call(ctx, t, "creating key", http.MethodPost, "/v1/keys", body, &made); err != nil {
+		return err
+	}
+	if t.asJSON {
+		return t.showJSON(made)
+	}
+	return t.showTable([]string{"ID", made.ID}, [][]string{
+		{"ORGANIZATION", orAll(made.Organization)},
+		{"SCOPES", strings.Join(made.Scopes, ",")},
+		{"KEY", made.Key},
+	})
+}
+
+type listKeys struct {
+	api          api
+	organization string
+}
+
+// Register implements process.Registrar.
+func (l *listKeys) Register(s *process.Settings) {
+	l.api.Register(s)
+	s.String(&l.organization, "organization", "", "only this one's keys")
+}
+
+func (l *listKeys) run(ctx context.Context, t *terminal) error {
+	query := url.Values{}
+	if l.organization != "" {
+		query.Set("organization", l.organization)
+	}
+	keys, err := list[keyView](ctx, &l.api, t, "listing keys", "/v1/keys", query)
+	if err != nil {
+		return err
+	}
+	if t.asJSON {
+		return t.showJSON(page[keyView]{Data: keys})
+	}
+	rows := make([][]string, 0, len(keys))
+	for _, k := range keys {
+		revoked := ""
+		if !k.RevokedAt.IsZero() {
+			revoked = k.RevokedAt.Format(time.RFC3339)
+		}
+		rows = append(rows, []string{k.ID, orAll(k.Organization), k.Name, strings.Join(k.Scopes, ","), k.CreatedAt.Format(time.RFC3339), revoked})
+	}
+	return t.showTable([]string{"ID", "ORGANIZATION", "NAME", "SCOPES", "CREATED", "REVOKED"}, rows)
+}
+
+type revokeKey struct {
+	api api
+	ids []string
+}
+
+// Register implements process.Registrar.
+func (r *revokeKey) Register(s *process.Settings) {
+	r.api.Register(s)
+	s.Arguments(&r.ids, "ID")
+	s.Check(func() error {
+		if len(r.ids) != 1 {
+			return &usageError{command: "postrider keys revoke", problem: fmt.Sprintf("%d arguments: must be one, the key's id", len(r.ids))}
+		}
+		return nil
+	})
+}
+
+func (r *revokeKey) run(ctx context.Context, t *terminal) error {
+	id := r.ids[0]
+	if err := r.api.call(ctx, t, "revoking key "+id, http.MethodDelete, "/v1/keys/"+url.PathEscape(id), nil, nil); err != nil {
+		return err
+	}
+	if t.asJSON {
+		return t.showJSON(map[string]string{"id": id})
+	}
+	return t.showLine("Key %s is revoked.", id)
+}
+
+func orAll(organization string) string {
+	if organization == "" {
+		return "(all)"
+	}
+	return organization
+}
