@@ -88,6 +88,20 @@ func listOffsets(ctx context.Context, cl *kgo.Client, places []Place, timestamp 
 	}
 }
 
+// Bounds returns for each partition of topics the offset at which its log starts
+// and the one behind its last record, be that committed or not.
+func Bounds(ctx context.Context, cl *kgo.Client, topics ...string) (starts, ends map[Place]int64, err error) {
+	places, err := placesOf(ctx, cl, topics)
+	if err != nil {
+		return nil, nil, err
+	}
+	if starts, err = listOffsets(ctx, cl, places, atEarliest, readUncommitted); err != nil {
+		return nil, nil, err
+	}
+	ends, err = listOffsets(ctx, cl, places, atLatest, readUncommitted)
+	return starts, ends, err
+}
+
 // listOffsetsOnce asks for the places not yet found, and returns an error that
 // one of those still not found was answered with: one that will not pass, if
 // there is such.

@@ -60,6 +60,8 @@ func (b *board) admit(now time.Time) round {
 			if src.wake.After(now) {
 				r.wakeAt(src.wake)
 			}
+		} else {
+			src.listed = false
 		}
 		b.fetchLocked(src, now, &r)
 	}
@@ -81,14 +83,15 @@ func (r *round) wakeAt(at time.Time) {
 }
 
 // fetchLocked pauses a partition with too much polled, or whose head is not due,
-// and resumes it when that has gone.
+// or with nothing left to fetch, and resumes it when that has gone.
 func (b *board) fetchLocked(src *source, now time.Time, r *round) {
 	due := len(src.queue) == 0 || !now.Before(src.wake)
+	idle := b.idleLocked(src)
 	switch {
-	case !src.paused && (len(src.queue) > fetchAhead || src.bytes > fetchBytes || src.tier != noTier && !due):
+	case !src.paused && (len(src.queue) > fetchAhead || src.bytes > fetchBytes || src.tier != noTier && !due || idle):
 		src.paused = true
 		r.pause = append(r.pause, src.place)
-	case src.paused && due && len(src.queue) <= fetchAgain:
+	case src.paused && due && len(src.queue) <= fetchAgain && !idle:
 		src.paused = false
 		r.resume = append(r.resume, src.place)
 	}

@@ -22,6 +22,8 @@ type source struct {
 
 	tier    int
 	tracker tracker
+	next    int64         // the offset behind the last that was polled
+	end     int64         // the log's, as far as it is known; see idle
 	queue   []*kgo.Record // polled and not started
 	bytes   int           // of queue
 	head    *item         // queue[0], once it was looked at
@@ -29,6 +31,7 @@ type source struct {
 	credit  credit
 	running int // attempts
 
+	listed   bool // in the board's active
 	restored bool // its committed offset and metadata are known
 	alive    bool // owned: its results count
 	stopping bool // nothing of it is started any more
@@ -68,7 +71,7 @@ type board struct {
 
 	mu         sync.Mutex // guards the rest
 	sources    map[place]*source
-	active     []*source // sources with something in queue, in turn
+	active     []*source // sources with something to do, in turn
 	lanes      map[string]*lane
 	results    []result
 	inFlight   int64 // bytes of everything started and not committed
@@ -77,6 +80,9 @@ type board struct {
 	blocked    bool  // something waits for an attempt to end or for a commit
 	member     string
 	generation int32
+	// assignments counts them: what was asked under an earlier one may be of
+	// before its last owner's writes.
+	assignments int
 }
 
 func newBoard(e *effects, concurrency int, budget int64) *board {
@@ -92,8 +98,9 @@ func (b *board) assign(places []place, member string, generation int32) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.member, b.generation = member, generation
+	b.assignments++
 	for _, p := range places {
-		b.sources[p] = &source{place: p, tier: b.effects.tierOf(p.topic), alive: true}
+		b.sources[p] = &source{place: p, tier: b.effects.tierOf(p.topic), end: unknownEnd, alive: true}
 	}
 }
 
@@ -110,10 +117,12 @@ func (b *board) restore(p place, offset int64, text string) error {
 		return err
 	}
 	src.tracker, src.restored = t, true
+	src.next = max(src.next, offset)
 	return nil
 }
 
-// push takes what was polled of a partition; the caller still blocks rebalances.
+// push takes what was polled of a partition, markers of transactions too; the
+// caller still blocks rebalances.
 func (b *board) push(p place, records []*kgo.Record) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -121,12 +130,21 @@ func (b *board) push(p place, records []*kgo.Record) {
 	if src == nil || !src.restored || len(records) == 0 {
 		return
 	}
-	if len(src.queue) == 0 {
-		b.active = append(b.active, src)
-	}
-	src.queue = append(src.queue, records...)
+	b.listLocked(src)
+	src.next = records[len(records)-1].Offset + 1
 	for _, r := range records {
-		src.bytes += len(r.Value)
+		if !r.Attrs.IsControl() {
+			src.queue = append(src.queue, r)
+			src.bytes += len(r.Value)
+		}
+	}
+}
+
+// listLocked has admit look at a source.
+func (b *board) listLocked(src *source) {
+	if !src.listed {
+		src.listed = true
+		b.active = append(b.active, src)
 	}
 }
 
@@ -262,7 +280,8 @@ func (b *board) putBack(t batch) {
 	b.dropDeadLocked()
 }
 
-// release says that a transaction's results need no more room: they are committed, or without effect.
+// release says that a transaction's results need no more room: they are
+// committed (see wrote), or without effect.
 func (b *board) release(t batch) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/kafka"
 	"github.com/postrider/postrider/sender/retry"
 )
 
@@ -238,5 +239,40 @@ func TestSplit(t *testing.T) {
 	whole, broken := split(map[string][]int32{"a": {0, 1}, "b": {0}}, []string{"a", "b"})
 	if len(whole) != 2 || len(broken) != 1 || broken[0] != (place{"a", 1}) {
 		t.Errorf("whole %v, broken %v", whole, broken)
+	}
+}
+
+func TestTiersAreFetchedOnlyBelowTheirEnds(t *testing.T) {
+	s := startStage(t, 64<<20)
+	topics := s.effects.topics
+	tier := place{topics.Retry[0], 0}
+	if r := s.settle(); len(r.pause) != 0 {
+		t.Fatalf("paused %v, want nothing while no end is known", r.pause)
+	}
+	starts := map[kafka.Place]int64{{Topic: tier.topic}: 5, {Topic: topics.Deliveries}: 0}
+	ends := map[kafka.Place]int64{{Topic: tier.topic}: 5, {Topic: topics.Deliveries}: 0}
+	s.bounds(s.assignment()-1, starts, ends)
+	if r := s.settle(); len(r.pause) != 0 {
+		t.Fatalf("paused %v by ends asked for under the assignment before, want nothing", r.pause)
+	}
+	s.bounds(s.assignment(), starts, ends)
+	if r := s.settle(); len(r.pause) != 1 || r.pause[0] != tier {
+		t.Fatalf("paused %v, want the empty tier and never deliveries", r.pause)
+	}
+
+	written := &kgo.Record{Topic: tier.topic, Offset: 5}
+	s.wrote(batch{results: []result{{records: []*kgo.Record{written}}}})
+	if r := s.settle(); len(r.resume) != 1 || r.resume[0] != tier {
+		t.Fatalf("resumed %v after a write, want the tier", r.resume)
+	}
+	s.push(tier, []*kgo.Record{{Topic: tier.topic, Offset: 5}})
+	if r := s.settle(); len(r.pause) != 1 || r.pause[0] != tier {
+		t.Fatalf("paused %v at the end, want the tier", r.pause)
+	}
+	// The marker of that transaction is found by asking.
+	ends[kafka.Place{Topic: tier.topic}] = 7
+	s.bounds(s.assignment(), starts, ends)
+	if r := s.settle(); len(r.resume) != 1 {
+		t.Fatalf("resumed %v below the end, want the tier", r.resume)
 	}
 }

@@ -27,6 +27,7 @@ func (s *session) assigned(_ context.Context, cl *kgo.Client, assigned map[strin
 		return
 	}
 	s.board.assign(whole, member, generation)
+	wake(s.reassigned)
 	cl.ResumeFetchPartitions(assigned) // pauses outlive a rebalance
 	if len(broken) > 0 {
 		cl.PauseFetchPartitions(byTopic(broken))

@@ -40,11 +40,13 @@ type session struct {
 	// that came after the partition was assigned anew would last for ever.
 	fetchMu sync.Mutex
 
-	kick     chan struct{} // has room for one: look at the heads
-	full     chan struct{} // has room for one: commit now
-	failed   chan error    // has room for one: the first failure
-	leaving  chan struct{} // closed by run: a revoke need not wait
-	attempts sync.WaitGroup
+	kick chan struct{} // has room for one: look at the heads
+	full chan struct{} // has room for one: commit now
+	// reassigned has room for one: ask for the ends.
+	reassigned chan struct{}
+	failed     chan error    // has room for one: the first failure
+	leaving    chan struct{} // closed by run: a revoke need not wait
+	attempts   sync.WaitGroup
 }
 
 // open makes the clients. The transactional id is taken before the group is
@@ -52,11 +54,12 @@ type session struct {
 // which a new owner of its partitions would wait.
 func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 	s = &session{
-		Consumer: c,
-		kick:     make(chan struct{}, 1),
-		full:     make(chan struct{}, 1),
-		failed:   make(chan error, 1),
-		leaving:  make(chan struct{}),
+		Consumer:   c,
+		kick:       make(chan struct{}, 1),
+		full:       make(chan struct{}, 1),
+		reassigned: make(chan struct{}, 1),
+		failed:     make(chan error, 1),
+		leaving:    make(chan struct{}),
 	}
 	id := c.topics.Prefix + "sender." + c.cfg.Instance
 	s.producer, err = c.cfg.Kafka.NewClient(c.clientID("producer"),
@@ -118,6 +121,7 @@ func (s *session) join() (err error) {
 		kgo.Balancers(kgo.RangeBalancer()),     // partition p of every source to one member
 		kgo.FetchMaxWait(100*time.Millisecond), // a resumed tier waits behind the fetch in flight
 		kgo.FetchMaxPartitionBytes(fetchPartition),
+		kgo.KeepControlRecords(),                    // see idleLocked
 		kgo.HeartbeatInterval(300*time.Millisecond), // members learn of a rebalance by it
 		kgo.SessionTimeout(6*time.Second),
 		kgo.OnPartitionsAssigned(s.assigned),
@@ -143,6 +147,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	var polls, commits sync.WaitGroup
 	polls.Go(func() { s.pollLoop(polling) })
 	polls.Go(func() { s.startLoop(polling, work) })
+	polls.Go(func() { s.boundsLoop(polling) })
 	commits.Go(func() { s.commitLoop(committing) })
 
 	select {
@@ -320,6 +325,7 @@ func (s *session) commitLocked(ctx context.Context) {
 		s.log.Debug("transaction aborted, to be written again", "results", len(t.results), "error", cause)
 	default:
 		s.metrics.transactions.WithLabelValues("committed").Inc()
+		s.board.wrote(t)
 		s.board.release(t)
 		s.health.Up()
 		wake(s.kick)
