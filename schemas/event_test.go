@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"pgregory.net/rapid"
 )
 
 func headers(pairs ...string) []kgo.RecordHeader {
@@ -152,4 +153,29 @@ func FuzzDecodeEvent(f *testing.F) {
 			t.Fatalf("written and read again: %+v, %v", again, err)
 		}
 	})
+}
+
+func TestSoundEventsHaveNoProblems(t *testing.T) {
+	text := func(t *rapid.T, name string) string {
+		return rapid.OneOf(
+			rapid.StringMatching(`[ -~]{0,300}`), rapid.StringN(0, 40, 1200), rapid.Just(""), rapid.StringMatching(`[a-z]{1,8}`),
+		).Draw(t, name)
+	}
+	sound := 0
+	rapid.Check(t, func(t *rapid.T) {
+		e := Event{
+			ID: text(t, "id"), Name: rapid.OneOf(rapid.Just("a.b"), rapid.String()).Draw(t, "name"), Organization: text(t, "organization"),
+			Account: text(t, "account"), Source: text(t, "source"), Subject: text(t, "subject"), Payload: []byte("{}"),
+		}
+		if !e.sound() {
+			return
+		}
+		sound++
+		if fields := fieldErrors(&e); fields != nil {
+			t.Fatalf("sound, and yet: %v", fields)
+		}
+	})
+	if sound == 0 {
+		t.Error("no event drawn was sound")
+	}
 }

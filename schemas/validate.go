@@ -46,6 +46,16 @@ func isText(s string) bool {
 	return utf8.ValidString(s)
 }
 
+// isShortASCII reports whether s is at most limit printable ASCII characters.
+func isShortASCII(s string, limit int) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return len(s) <= limit
+}
+
 // isAttributeName reports whether s can name a CloudEvents attribute (1.0, "Naming Conventions").
 func isAttributeName(s string) bool {
 	for i := range len(s) {
