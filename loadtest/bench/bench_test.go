@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.IntVar(&full.events, "events", 100_000, "events of the bench")
-	flag.IntVar(&full.warmup, "warmup", 250_000, "events before, which are not measured: Java compiles Kafka while it runs")
+	flag.IntVar(&full.warmup, "warmup", 400_000, "events before, which are not measured: Java compiles Kafka while it runs")
 	flag.IntVar(&full.rate, "rate", 100, "events a second while latency is measured")
 	flag.IntVar(&full.seconds, "seconds", 20, "seconds for which latency is measured")
 	production := schemas.DefaultPartitions()

@@ -279,9 +279,11 @@ func createTopic(t *testing.T, k *Kafka, topic string) {
 	}
 }
 
+// produce gives up with ctx: without that option kgo waits for a record under way,
+// whose end it could not know, for as long as Kafka is away.
 func produce(ctx context.Context, t *testing.T, k *Kafka, value string) error {
 	t.Helper()
-	return client(t, k.Addrs()).ProduceSync(ctx, &kgo.Record{Topic: "t", Value: []byte(value)}).FirstErr()
+	return client(t, k.Addrs(), kgo.AllowIdempotentProduceCancellation()).ProduceSync(ctx, &kgo.Record{Topic: "t", Value: []byte(value)}).FirstErr()
 }
 
 func mustProduce(t *testing.T, k *Kafka, value string) {

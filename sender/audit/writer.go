@@ -109,6 +109,9 @@ func (s *service) newWriter(ids map[string][16]byte) (*writer, error) {
 		// fetch that is out: not for long.
 		kgo.FetchMinBytes(fetchEnough),
 		kgo.FetchMaxWait(250*time.Millisecond),
+		// For rejected records only. A tick, and with it the process's stop, must not
+		// wait for Kafka to be back: rather is a record rejected twice.
+		kgo.AllowIdempotentProduceCancellation(),
 		kgo.OnOffsetsFetched(w.onOffsets),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, assigned map[string][]int32) {
 			<-joined
