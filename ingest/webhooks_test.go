@@ -144,6 +144,49 @@ func TestPatchIsExact(t *testing.T) {
 	}
 }
 
+func TestHandling(t *testing.T) {
+	f, r := start(t)
+	body := `{"organization":"acme","url":"https://example.com","events":"a","timeout_ms":2000,"retry_schedule":["30s","1h30m"],` +
+		`"max_concurrency":4,"success":"2xx","final_statuses":[400,404]}`
+	got := r.do(t, request{path: "/v1/webhooks", body: body}).want(t, http.StatusCreated)
+	path := "/v1/webhooks/" + got.text("id")
+	for _, member := range []string{`"timeout_ms":2000`, `"retry_schedule":["30s","1h30m"]`, `"max_concurrency":4`, `"success":"2xx"`, `"final_statuses":[400,404]`} {
+		if !strings.Contains(got.raw, member) {
+			t.Errorf("got %s, want it to hold %s", got.raw, member)
+		}
+	}
+	patch := func(body string) response { return r.do(t, request{method: "PATCH", path: path, body: body}) }
+
+	patch(`{"timeout_ms":null,"retry_schedule":[],"success":null}`).want(t, http.StatusOK)
+	w := lastWebhook(t, f.readAll(t, f.topics.Webhooks))
+	if schedule, own := w.Schedule(); w.TimeoutMS != nil || !own || len(schedule) != 0 || w.Success != "" || w.Concurrency(32) != 4 {
+		t.Errorf("got %+v, want the default timeout, no retries, and four attempts at once as before", w.Handling)
+	}
+	patch(`{"retry_schedule":null}`).want(t, http.StatusOK)
+	if w := lastWebhook(t, f.readAll(t, f.topics.Webhooks)); w.RetrySchedule != nil {
+		t.Errorf("got schedule %v, want the default", w.RetrySchedule)
+	}
+	for _, bad := range []struct{ member, code, pointer string }{
+		{`"timeout_ms":0`, "invalid_value", "#/timeout_ms"},
+		{`"timeout_ms":30001`, "invalid_value", "#/timeout_ms"},
+		{`"timeout_ms":"15s"`, "wrong_type", "#/timeout_ms"},
+		{`"timeout_ms":1500.5`, "wrong_type", "#/timeout_ms"},
+		{`"retry_schedule":["30s","-1s"]`, "invalid_value", "#/retry_schedule/1"},
+		{`"retry_schedule":["soon"]`, "invalid_value", "#/retry_schedule/0"},
+		{`"retry_schedule":["100h","100h"]`, "invalid_value", "#/retry_schedule"},
+		{`"retry_schedule":"30s"`, "wrong_type", "#/retry_schedule"},
+		{`"max_concurrency":0`, "invalid_value", "#/max_concurrency"},
+		{`"max_concurrency":513`, "invalid_value", "#/max_concurrency"},
+		{`"success":"always"`, "invalid_value", "#/success"},
+		{`"final_statuses":[404,200]`, "invalid_value", "#/final_statuses/1"},
+		{`"final_statuses":[404,404]`, "invalid_value", "#/final_statuses"},
+	} {
+		patch("{"+bad.member+"}").want(t, http.StatusUnprocessableEntity).wantError(t, bad.code, bad.pointer)
+		r.do(t, request{path: "/v1/webhooks", body: `{"organization":"acme","url":"https://example.com","events":"a",` + bad.member + `}`}).
+			want(t, http.StatusUnprocessableEntity).wantError(t, bad.code, bad.pointer)
+	}
+}
+
 func TestListWebhooks(t *testing.T) {
 	_, r := start(t)
 	want := map[string]bool{}

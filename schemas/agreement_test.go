@@ -66,6 +66,10 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 	webhook := Webhook{
 		ID: exampleWebhook, Organization: "acme", Account: "north", Active: true, URL: "https://example.com/hook",
 		Events: []string{"medical-encounters", "*.removed"}, Description: "encounters", Metadata: map[string]string{"team": "blue"},
+		Handling: Handling{
+			TimeoutMS: new(20_000), RetrySchedule: []string{"30s", "1h30m"}, MaxConcurrency: new(4),
+			Success: Success2xx, FinalStatuses: []int{400, 404},
+		},
 		Secrets: []SealedSecret{sealed}, Generation: 1, Revision: 3, CreatedAt: moment(0), UpdatedAt: moment(1),
 	}
 	record, err := webhook.Record(topics.Webhooks)
@@ -279,7 +283,7 @@ func TestOpenAPIAgrees(t *testing.T) {
 
 func jsonFields(t reflect.Type) []string {
 	var names []string
-	for field := range t.Fields() {
+	for _, field := range reflect.VisibleFields(t) {
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if name != "" && name != "-" {
 			names = append(names, name)

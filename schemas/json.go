@@ -229,7 +229,7 @@ func DecodeStrict(data []byte, v any, known ...string) error {
 	case errors.As(err, &wrong):
 		pointer := "#"
 		if wrong.Field != "" {
-			pointer = "#/" + strings.ReplaceAll(wrong.Field, ".", "/")
+			pointer = "#/" + strings.ReplaceAll(withoutEmbedded(wrong.Field), ".", "/")
 		}
 		return Invalid(CodeWrongType, pointer, "a "+wrong.Value+" cannot stand here")
 	default:

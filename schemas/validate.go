@@ -26,11 +26,19 @@ var rules = sync.OnceValue(func() *validator.Validate {
 		"pattern":   ValidPattern,
 		"text":      isText,
 		"scope":     ValidScope,
+		"delay":     validDelay,
 	} {
 		err := v.RegisterValidation(tag, func(f validator.FieldLevel) bool { return valid(f.Field().String()) })
 		if err != nil {
 			panic("BUG: registering rule " + tag + ": " + err.Error())
 		}
+	}
+	err := v.RegisterValidation("schedule", func(f validator.FieldLevel) bool {
+		delays, ok := reflect.TypeAssert[[]string](f.Field())
+		return ok && validSchedule(delays)
+	})
+	if err != nil {
+		panic("BUG: registering rule schedule: " + err.Error())
 	}
 	return v
 })
@@ -89,13 +97,24 @@ func fieldErrors(v any) []FieldError {
 // pointerOf turns Type.events[0] into #/events/0.
 func pointerOf(namespace string) string {
 	_, path, _ := strings.Cut(namespace, ".")
-	return "#/" + strings.NewReplacer("[", "/", "]", "", ".", "/").Replace(path)
+	return "#/" + strings.NewReplacer("[", "/", "]", "", ".", "/").Replace(withoutEmbedded(path))
+}
+
+// withoutEmbedded takes the names of embedded structs off a path of Go's: they
+// begin with a capital, those of JSON's members do not.
+func withoutEmbedded(path string) string {
+	for path != "" && path[0] >= 'A' && path[0] <= 'Z' {
+		_, path, _ = strings.Cut(path, ".")
+	}
+	return path
 }
 
 func codeOf(b validator.FieldError) Code {
 	switch {
 	case b.Tag() == "required":
 		return CodeRequired
+	case isNumber(b):
+		return CodeInvalidValue
 	case b.Tag() == "max":
 		return CodeTooLarge
 	case b.Tag() == "min" && reflect.ValueOf(b.Value()).Len() == 0:
@@ -105,8 +124,15 @@ func codeOf(b validator.FieldError) Code {
 	}
 }
 
+func isNumber(b validator.FieldError) bool {
+	return b.Kind() >= reflect.Int && b.Kind() <= reflect.Float64
+}
+
 // detailOf says a broken rule in words.
 func detailOf(b validator.FieldError) string {
+	if isNumber(b) && (b.Tag() == "min" || b.Tag() == "max") {
+		return map[string]string{"min": "must be at least ", "max": "must be at most "}[b.Tag()] + b.Param()
+	}
 	unit := "characters"
 	if k := b.Kind(); k == reflect.Slice || k == reflect.Map {
 		unit = "items"
@@ -128,6 +154,12 @@ func detailOf(b validator.FieldError) string {
 		return "must be UTF-8 without control characters"
 	case "scope":
 		return "a scope is one of " + strings.Join(Scopes(), ", ")
+	case "delay":
+		return "a delay is a duration from 1s to 168h, such as 30s, 5m or 1h30m"
+	case "schedule":
+		return scheduleDetail()
+	case "oneof":
+		return "must be one of " + strings.ReplaceAll(b.Param(), " ", ", ")
 	default:
 		return "breaks the rule " + b.Tag()
 	}

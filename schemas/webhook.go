@@ -21,6 +21,7 @@ type Webhook struct {
 	Events      []string          `json:"events" validate:"min=1,max=100,unique,dive,pattern"`
 	Description string            `json:"description,omitempty" validate:"max=1000,text"`
 	Metadata    map[string]string `json:"metadata,omitempty" validate:"max=50,dive,keys,min=1,max=64,text,endkeys,max=512,text"`
+	Handling
 	// Secrets sign, newest first. They are sealed (P9) under SecretIdentity.
 	Secrets []SealedSecret `json:"secrets"`
 	// Generation grows each time the owner enables it, so that enabling wins

@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/postrider/postrider/schemas"
@@ -44,8 +45,10 @@ func (s *Server) newWebhook(who principal, body []byte) (schemas.Webhook, error)
 		Events       patterns          `json:"events"`
 		Description  string            `json:"description"`
 		Metadata     map[string]string `json:"metadata"`
+		schemas.Handling
 	}{Active: true}
-	err := schemas.DecodeStrict(body, &create, "organization", "account", "active", "url", "events", "description", "metadata")
+	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata"}, handlingMembers()...)
+	err := schemas.DecodeStrict(body, &create, known...)
 	if err != nil {
 		return schemas.Webhook{}, err
 	}
@@ -63,6 +66,7 @@ func (s *Server) newWebhook(who principal, body []byte) (schemas.Webhook, error)
 		Events:       create.Events,
 		Description:  create.Description,
 		Metadata:     create.Metadata,
+		Handling:     create.Handling,
 		Generation:   1,
 		Revision:     1,
 		CreatedAt:    at,
@@ -118,7 +122,7 @@ func joinFields(errs ...error) error {
 func (s *Server) parsePatch(body []byte) ([]func(*schemas.Webhook), error) {
 	var members map[string]json.RawMessage
 	readOnly := []string{"id", "organization", "account", "revision", "created_at", "updated_at", "secret"}
-	known := append([]string{"active", "url", "events", "description", "metadata"}, readOnly...)
+	known := slices.Concat([]string{"active", "url", "events", "description", "metadata"}, handlingMembers(), readOnly)
 	if err := schemas.DecodeStrict(body, &members, known...); err != nil {
 		return nil, err
 	}
@@ -163,6 +167,34 @@ func (s *Server) parseMember(name string, raw json.RawMessage) (func(*schemas.We
 	case "metadata":
 		metadata, err := member[map[string]*string](name, raw)
 		return func(w *schemas.Webhook) { patchMetadata(w, metadata) }, err
+	default:
+		return parseHandling(name, raw)
+	}
+}
+
+// handlingMembers are the names of schemas.Handling.
+func handlingMembers() []string {
+	return []string{"timeout_ms", "retry_schedule", "max_concurrency", "success", "final_statuses"}
+}
+
+// parseHandling reads a member of how a target is served; null gives it its default.
+func parseHandling(name string, raw json.RawMessage) (func(*schemas.Webhook), error) {
+	switch name {
+	case "timeout_ms":
+		ms, err := member[*int](name, raw)
+		return func(w *schemas.Webhook) { w.TimeoutMS = ms }, err
+	case "retry_schedule":
+		delays, err := member[[]string](name, raw)
+		return func(w *schemas.Webhook) { w.RetrySchedule = delays }, err
+	case "max_concurrency":
+		most, err := member[*int](name, raw)
+		return func(w *schemas.Webhook) { w.MaxConcurrency = most }, err
+	case "success":
+		success, err := member[string](name, raw)
+		return func(w *schemas.Webhook) { w.Success = success }, err
+	case "final_statuses":
+		statuses, err := member[[]int](name, raw)
+		return func(w *schemas.Webhook) { w.FinalStatuses = statuses }, err
 	default:
 		return nil, schemas.Invalid(codeReadOnly, "#/"+name, "cannot be changed")
 	}

@@ -34,9 +34,10 @@ func TestOpenAPIDescribesAnswers(t *testing.T) {
 		"KeyList":       reflect.TypeFor[list[registry.KeyView]](),
 	} {
 		var want []string
-		for field := range answer.Fields() {
-			member, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-			want = append(want, member)
+		for _, field := range reflect.VisibleFields(answer) {
+			if member, _, _ := strings.Cut(field.Tag.Get("json"), ","); !field.Anonymous {
+				want = append(want, member)
+			}
 		}
 		slices.Sort(want)
 		if got := slices.Sorted(maps.Keys(doc.Components.Schemas[name].Properties)); !reflect.DeepEqual(got, want) {

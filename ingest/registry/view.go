@@ -16,9 +16,10 @@ type WebhookView struct {
 	Events       []string          `json:"events"`
 	Description  string            `json:"description,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
-	Revision     int64             `json:"revision"`
-	CreatedAt    time.Time         `json:"created_at"`
-	UpdatedAt    time.Time         `json:"updated_at"`
+	schemas.Handling
+	Revision  int64     `json:"revision"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
 }
 
 // ViewWebhook returns what may be shown of a webhook.
@@ -32,6 +33,7 @@ func ViewWebhook(w *schemas.Webhook) WebhookView {
 		Events:       w.Events,
 		Description:  w.Description,
 		Metadata:     w.Metadata,
+		Handling:     w.Handling,
 		Revision:     w.Revision,
 		CreatedAt:    w.CreatedAt,
 		UpdatedAt:    w.UpdatedAt,

@@ -215,11 +215,13 @@ func (b *board) holdLocked(src *source, now time.Time) verdict {
 }
 
 func (b *board) laneLocked(webhookID string) *lane {
+	most := b.most(webhookID)
 	l := b.lanes[webhookID]
 	if l == nil {
-		l = newLane(b.concurrency)
+		l = newLane(most)
 		b.lanes[webhookID] = l
 	}
+	l.bound(most)
 	return l
 }
 

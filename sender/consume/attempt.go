@@ -30,8 +30,9 @@ func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 		Sequence:  d.ID.Offset,
 		Secrets:   w.open(s.cfg.KeyRing, s.log),
 		Body:      d.Body,
+		Timeout:   w.Timeout(),
 	})
-	v := deliver.Judge(&a)
+	v := deliver.Judge(&a, w.answers())
 	now := time.Now()
 	switch v.Action {
 	case deliver.Forget:
@@ -39,7 +40,7 @@ func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 	case deliver.Park:
 		s.metrics.parked.Inc()
 		return []*kgo.Record{s.board.effects.park(it, now, 0)}
-	case deliver.Delivered, deliver.Retry:
+	case deliver.Delivered, deliver.Retry, deliver.Final:
 	}
 	result, records, err := s.board.effects.attempted(it, w, &a, v, now, rand.Float64()) //nolint:gosec // spreads retries
 	return s.count(it, result, string(v.Reason), records, err)

@@ -65,9 +65,9 @@ type batch struct {
 // partitions it works, the lanes, and the results not committed yet. It knows
 // neither clients nor clocks, and blocks on nothing.
 type board struct {
-	effects     *effects
-	concurrency int
-	budget      int64 // bytes that may be in flight
+	effects *effects
+	most    func(webhookID string) int // attempts of a webhook that may run at once
+	budget  int64                      // bytes that may be in flight
 
 	mu         sync.Mutex // guards the rest
 	sources    map[place]*source
@@ -85,9 +85,9 @@ type board struct {
 	assignments int
 }
 
-func newBoard(e *effects, concurrency int, budget int64) *board {
+func newBoard(e *effects, most func(webhookID string) int, budget int64) *board {
 	return &board{
-		effects: e, concurrency: concurrency, budget: budget,
+		effects: e, most: most, budget: budget,
 		sources: make(map[place]*source), lanes: make(map[string]*lane), generation: -1,
 	}
 }
@@ -241,6 +241,7 @@ func (b *board) finish(it *item, records []*kgo.Record, now time.Time) ended {
 	} else {
 		b.inFlight -= it.size
 	}
+	it.lane.bound(b.most(it.delivery.WebhookID))
 	next, more := it.lane.end(it, now)
 	for _, begun := range [...]*item{next, more} {
 		if begun != nil {

@@ -59,6 +59,25 @@ func TestCreditIsATenthInTheLongRun(t *testing.T) {
 	}
 }
 
+func TestLaneIsBoundAnew(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	l := newLane(32)
+	for range 8 {
+		l.begin(&item{lane: l, size: 1}, now)
+	}
+	l.queue = []*item{{lane: l, size: 1}}
+	l.bytes = 9
+	l.bound(2)
+	for running := 7; running > 1; running-- {
+		if next, _ := l.end(&item{lane: l, size: 1, started: now}, now); next != nil {
+			t.Fatalf("begun with %d running, want none while 2 are allowed", running)
+		}
+	}
+	if next, more := l.end(&item{lane: l, size: 1, started: now}, now); next == nil || more != nil {
+		t.Error("want the one that waits begun when there is a place")
+	}
+}
+
 func TestLaneLearns(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -95,7 +114,7 @@ type stage struct {
 func startStage(t *testing.T, budget int64) *stage {
 	t.Helper()
 	topics := schemas.NewTopics("")
-	b := newBoard(&effects{topics: topics, topicID: [16]byte{1}, schedule: retry.DefaultSchedule(), instance: "a"}, 4, budget)
+	b := newBoard(&effects{topics: topics, topicID: [16]byte{1}, schedule: retry.DefaultSchedule(), instance: "a"}, func(string) int { return 4 }, budget)
 	s := &stage{board: b, now: time.Unix(1_700_000_000, 0), offsets: make(map[string]int64)}
 	places := []place{{topics.Deliveries, 0}, {topics.Retry[0], 0}}
 	b.assign(places, "member", 1)

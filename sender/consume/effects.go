@@ -127,8 +127,12 @@ func (e *effects) attempted(it *item, w *inForce, a *deliver.Attempt, v deliver.
 		records, err := e.records(&o)
 		return o.Result, records, err
 	}
-	step, again := e.schedule.After(d.Attempt, now, v.Wait, chance)
-	if again {
+	schedule := e.schedule
+	if own, has := w.Schedule(); has {
+		schedule = own
+	}
+	step, again := schedule.After(d.Attempt, now, v.Wait, chance)
+	if again && v.Action != deliver.Final {
 		o.Result, o.NextAttemptAt = schemas.ResultRetry, step.DueAt
 		records, err := e.records(&o, e.waiting(&d, it.record, step, now))
 		return o.Result, records, err

@@ -91,6 +91,15 @@ func newLane(most int) *lane {
 	return &lane{most: most, places: float64(min(firstPlaces, most))}
 }
 
+// bound sets the places that the lane may have. Attempts that run beyond a lower
+// bound end; none begins until there are fewer.
+func (l *lane) bound(most int) {
+	if l.most != most {
+		l.most = most
+		l.places = min(l.places, float64(most))
+	}
+}
+
 // limit is how many attempts may run at once.
 func (l *lane) limit() int { return int(l.places) }
 

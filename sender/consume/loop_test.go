@@ -73,6 +73,57 @@ func TestRetriedThenDead(t *testing.T) {
 	}
 }
 
+// TestHandling is what a webhook's owner says of its target, each in one webhook.
+func TestHandling(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	tests := []struct {
+		path     string
+		handling schemas.Handling
+		want     schemas.Result
+		attempts int
+		reason   string
+	}{
+		{"/204", schemas.Handling{}, schemas.ResultDead, 3, "status"},
+		{"/204", schemas.Handling{Success: schemas.Success2xx}, schemas.ResultDelivered, 1, ""},
+		{"/404", schemas.Handling{FinalStatuses: []int{400, 404}}, schemas.ResultDead, 1, "final_status"},
+		{"/500", schemas.Handling{FinalStatuses: []int{400, 404}}, schemas.ResultDead, 3, "status"},
+		{"/500", schemas.Handling{RetrySchedule: []string{}}, schemas.ResultDead, 1, "status"},
+		{"/500", schemas.Handling{RetrySchedule: []string{"1s"}}, schemas.ResultDead, 2, "status"},
+		{"/abort", schemas.Handling{}, schemas.ResultDead, 1, "aborted"},
+		{"/hang", schemas.Handling{TimeoutMS: new(1000), RetrySchedule: []string{}}, schemas.ResultDead, 1, "timeout"},
+	}
+	all := make(map[string]bool)
+	wanted := make(map[string]int)
+	for i, test := range tests {
+		w := r.webhook(t, test.path, func(w *schemas.Webhook) { w.Handling = test.handling })
+		wanted[w.ID] = i
+		maps.Copy(all, r.deliveries(t, 1, w))
+	}
+	r.start(t, "a", time.Second, time.Second)
+	for _, list := range r.ends(t, r.read(t, r.topics.Outcomes), all) {
+		o, test := list[len(list)-1], tests[wanted[list[0].WebhookID]]
+		if o.Result != test.want || o.Attempt != test.attempts || o.Reason != test.reason || len(list) != test.attempts {
+			t.Errorf("%s with %+v: %d outcomes, %s after attempt %d because of %q; want %s after %d because of %q", test.path, test.handling,
+				len(list), o.Result, o.Attempt, o.Reason, test.want, test.attempts, test.reason)
+		}
+	}
+}
+
+func TestMaxConcurrency(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	w := r.webhook(t, "/slow", func(w *schemas.Webhook) { w.MaxConcurrency = new(2) })
+	made := r.deliveries(t, 100, w)
+	r.start(t, "a")
+	r.ends(t, r.read(t, r.topics.Outcomes), made)
+	r.target.mu.Lock()
+	defer r.target.mu.Unlock()
+	if r.target.peak > 2 {
+		t.Errorf("%d requests at once, want at most 2", r.target.peak)
+	}
+}
+
 func TestDiscarded(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)

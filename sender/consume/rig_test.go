@@ -297,8 +297,9 @@ type target struct {
 	server *httptest.Server
 	hang   chan struct{} // closed at the end of the test, or to let /hang go
 
-	mu   sync.Mutex
-	seen map[string]int // requests by webhook-id
+	mu        sync.Mutex
+	seen      map[string]int // requests by webhook-id
+	now, peak int            // requests to /slow at once
 }
 
 func startTarget(t *testing.T) *target {
@@ -333,12 +334,34 @@ func (tg *target) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)
 	case strings.HasPrefix(r.URL.Path, "/once") && n == 1:
 		w.WriteHeader(http.StatusServiceUnavailable)
+	case strings.HasPrefix(r.URL.Path, "/204"):
+		w.WriteHeader(http.StatusNoContent)
+	case strings.HasPrefix(r.URL.Path, "/404"):
+		w.WriteHeader(http.StatusNotFound)
+	case strings.HasPrefix(r.URL.Path, "/abort"):
+		w.Header().Set("Webhook-Delivery", "Abort")
+		w.WriteHeader(http.StatusInternalServerError)
+	case strings.HasPrefix(r.URL.Path, "/slow"):
+		tg.slow()
 	case strings.HasPrefix(r.URL.Path, "/hang"):
 		select {
 		case <-tg.hang:
 		case <-r.Context().Done():
 		}
 	}
+}
+
+// slow takes a moment, and notes how many do so at once.
+func (tg *target) slow() {
+	count := func(n int) {
+		tg.mu.Lock()
+		defer tg.mu.Unlock()
+		tg.now += n
+		tg.peak = max(tg.peak, tg.now)
+	}
+	count(1)
+	defer count(-1)
+	<-time.After(5 * time.Millisecond)
 }
 
 func (tg *target) requests() map[string]int {

@@ -93,7 +93,7 @@ func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 	s.writer = &writer{client: s.producer, id: id, group: c.topics.SenderGroup, topics: ids}
 	s.board = newBoard(&effects{
 		topics: c.topics, topicID: ids[c.topics.Deliveries], schedule: c.cfg.Schedule, instance: c.cfg.Instance,
-	}, c.cfg.Concurrency, c.cfg.InFlight)
+	}, func(id string) int { return c.webhooks.concurrency(id, c.cfg.Concurrency) }, c.cfg.InFlight)
 	return s, nil
 }
 

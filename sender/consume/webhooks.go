@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/sender/deliver"
 )
 
 // barrierTimeout bounds one asking for what is in force; it is asked again.
@@ -39,6 +40,11 @@ func (w *inForce) open(ring schemas.KeyRing, log *slog.Logger) [][]byte {
 		}
 	})
 	return w.secrets
+}
+
+// answers is what its owner says of its target's statuses.
+func (w *inForce) answers() deliver.Answers {
+	return deliver.Answers{Success2xx: w.Success == schemas.Success2xx, Final: w.FinalStatuses}
 }
 
 // barrier blocks until everything acknowledged before the call is applied: a *kafka.Follower's.
@@ -118,6 +124,14 @@ func (t *webhooks) get(id string) *inForce {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.byID[id]
+}
+
+// concurrency is how many attempts of a webhook may run at once, as far as is known here.
+func (t *webhooks) concurrency(id string, otherwise int) int {
+	if w := t.get(id); w != nil {
+		return w.Concurrency(otherwise)
+	}
+	return otherwise
 }
 
 // lookup returns the webhook that is in force for a delivery, nil if it was

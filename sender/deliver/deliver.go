@@ -93,6 +93,8 @@ type Attempt struct {
 	ResponseBytes int64
 	// RetryAfter is the wait that the answer asks for, 0 without.
 	RetryAfter time.Duration
+	// Directive is what the answer says in DirectiveHeader, if that is known here.
+	Directive string
 }
 
 // Client makes attempts. It is safe for concurrent use.

@@ -258,8 +258,8 @@ func TestConnectionsPerHostAreBounded(t *testing.T) {
 	go func() { first <- c.Do(context.WithoutCancel(t.Context()), request(rcv.url)) }()
 	<-arrived
 	a := c.Do(t.Context(), request(rcv.url))
-	if a.Reason != ReasonNoFreeConns || Judge(&a).Action != Park {
-		t.Errorf("reason %q, action %v, want %q and Park", a.Reason, Judge(&a).Action, ReasonNoFreeConns)
+	if a.Reason != ReasonNoFreeConns || Judge(&a, Answers{}).Action != Park {
+		t.Errorf("reason %q, action %v, want %q and Park", a.Reason, Judge(&a, Answers{}).Action, ReasonNoFreeConns)
 	}
 	close(release)
 	wantDelivered(t, <-first)
@@ -280,7 +280,7 @@ func TestAttemptEndsWithItsContext(t *testing.T) {
 		cancel()
 	}()
 	a := c.Do(ctx, request(rcv.url))
-	if a.Reason != ReasonCanceled || Judge(&a).Action != Forget || a.Duration > 4*time.Second {
+	if a.Reason != ReasonCanceled || Judge(&a, Answers{}).Action != Forget || a.Duration > 4*time.Second {
 		t.Errorf("reason %q after %s, want %q at once", a.Reason, a.Duration, ReasonCanceled)
 	}
 	if a = c.Do(ctx, request(rcv.url)); a.Reason != ReasonCanceled || rcv.requests.Load() != 1 {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -136,6 +137,9 @@ func (x *exchange) sendAndRead(a *Attempt) error {
 	a.StatusCode = x.resp.StatusCode()
 	if value := x.resp.Header.Peek(fasthttp.HeaderRetryAfter); len(value) > 0 {
 		a.RetryAfter = RetryAfter(string(value), time.Now())
+	}
+	if value := x.resp.Header.Peek(DirectiveHeader); strings.EqualFold(string(bytes.TrimSpace(value)), DirectiveAbort) {
+		a.Directive = DirectiveAbort
 	}
 	body := x.readBody(a)
 	kept := make([]byte, len(x.head)+len(body))

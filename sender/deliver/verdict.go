@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,8 +56,17 @@ const (
 
 	// Of a response whose status is no success.
 
-	ReasonRedirect Reason = "redirect" // 3xx: redirects are not followed
-	ReasonStatus   Reason = "status"   // any other status than 200
+	ReasonRedirect    Reason = "redirect"     // 3xx: redirects are not followed
+	ReasonStatus      Reason = "status"       // any other status that is no success
+	ReasonFinalStatus Reason = "final_status" // one after which the webhook's owner wants no further attempt
+	ReasonAborted     Reason = "aborted"      // the target asked for no further attempt (DirectiveHeader)
+)
+
+// DirectiveHeader is what a target may say of the delivery in its answer, unless
+// that is a success: DirectiveAbort ends it.
+const (
+	DirectiveHeader = "webhook-delivery"
+	DirectiveAbort  = "abort"
 )
 
 // Reasons returns all reasons.
@@ -65,7 +75,7 @@ func Reasons() []Reason {
 		ReasonInvalidTarget, ReasonNoSecret, ReasonEgressDenied,
 		ReasonDNSFailed, ReasonDNSTimeout, ReasonConnectRefused, ReasonConnectTimeout, ReasonConnectFailed, ReasonTLSFailed, ReasonTLSTimeout,
 		ReasonTimeout, ReasonReset, ReasonHeadTooLarge, ReasonResponseTooLarge, ReasonProtocol, ReasonNetwork,
-		ReasonNoFreeConns, ReasonNoResources, ReasonCanceled, ReasonRedirect, ReasonStatus,
+		ReasonNoFreeConns, ReasonNoResources, ReasonCanceled, ReasonRedirect, ReasonStatus, ReasonFinalStatus, ReasonAborted,
 	}
 }
 
@@ -123,6 +133,7 @@ type Action int
 // delivery is dead, is the caller's to see.
 const (
 	Retry     Action = iota // failed: the schedule's next step
+	Final                   // failed, and no further attempt is to be made
 	Delivered               // the target took it
 	Park                    // nothing was asked of the target: later again, not counted as an attempt
 	Forget                  // broken off by us: whoever works the delivery next repeats it
@@ -140,8 +151,15 @@ type Verdict struct {
 // MaxRetryAfter caps what a target may ask for: the default schedule's longest step.
 const MaxRetryAfter = 24 * time.Hour
 
+// Answers is what a webhook's owner says of the statuses of its target. The zero
+// value is the contract's: 200 is delivered, and every other status is tried again.
+type Answers struct {
+	Success2xx bool  // every status from 200 to 299 means delivered
+	Final      []int // statuses after which no further attempt is made
+}
+
 // Judge classifies an attempt, by its error first.
-func Judge(a *Attempt) Verdict {
+func Judge(a *Attempt, answers Answers) Verdict {
 	switch {
 	case a.Reason == ReasonCanceled:
 		return Verdict{Action: Forget, Reason: a.Reason}
@@ -149,8 +167,12 @@ func Judge(a *Attempt) Verdict {
 		return Verdict{Action: Park, Reason: a.Reason}
 	case a.Reason != "":
 		return Verdict{Action: Retry, Reason: a.Reason}
-	case a.StatusCode == fasthttp.StatusOK:
+	case a.StatusCode == fasthttp.StatusOK, answers.Success2xx && a.StatusCode >= 200 && a.StatusCode < 300:
 		return Verdict{Action: Delivered}
+	case a.Directive == DirectiveAbort:
+		return Verdict{Action: Final, Reason: ReasonAborted}
+	case slices.Contains(answers.Final, a.StatusCode):
+		return Verdict{Action: Final, Reason: ReasonFinalStatus}
 	case a.StatusCode >= 300 && a.StatusCode < 400:
 		return Verdict{Action: Retry, Reason: ReasonRedirect, Wait: min(a.RetryAfter, MaxRetryAfter)}
 	}

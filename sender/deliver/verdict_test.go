@@ -16,7 +16,7 @@ func TestJudge(t *testing.T) {
 		case status >= 300 && status < 400:
 			want.Reason = ReasonRedirect
 		}
-		if got := Judge(&a); got != want {
+		if got := Judge(&a, Answers{}); got != want {
 			t.Errorf("status %d: %+v, want %+v", status, got, want)
 		}
 	}
@@ -30,15 +30,43 @@ func TestJudge(t *testing.T) {
 		case ReasonCanceled:
 			want.Action = Forget
 		}
-		if got := Judge(&a); got != want {
+		if got := Judge(&a, Answers{}); got != want {
 			t.Errorf("reason %q: %+v, want %+v", reason, got, want)
 		}
 	}
-	if got := Judge(&Attempt{StatusCode: 200, BodyReason: ReasonReset}); got.Action != Delivered {
+	if got := Judge(&Attempt{StatusCode: 200, BodyReason: ReasonReset}, Answers{}); got.Action != Delivered {
 		t.Errorf("a known 200 with its body cut short: %+v, want Delivered", got)
 	}
-	if got := Judge(&Attempt{StatusCode: 503, RetryAfter: 1000 * time.Hour}); got.Wait != MaxRetryAfter {
+	if got := Judge(&Attempt{StatusCode: 503, RetryAfter: 1000 * time.Hour}, Answers{}); got.Wait != MaxRetryAfter {
 		t.Errorf("wait %s, want %s", got.Wait, MaxRetryAfter)
+	}
+}
+
+func TestJudgeByTheOwnersAnswers(t *testing.T) {
+	answers := Answers{Success2xx: true, Final: []int{302, 400, 404}}
+	tests := []struct {
+		status    int
+		directive string
+		want      Verdict
+	}{
+		{200, "", Verdict{Action: Delivered}},
+		{204, "", Verdict{Action: Delivered}},
+		{299, DirectiveAbort, Verdict{Action: Delivered}}, // it has it: there is nothing to abort
+		{300, "", Verdict{Action: Retry, Reason: ReasonRedirect}},
+		{302, "", Verdict{Action: Final, Reason: ReasonFinalStatus}},
+		{400, "", Verdict{Action: Final, Reason: ReasonFinalStatus}},
+		{404, DirectiveAbort, Verdict{Action: Final, Reason: ReasonAborted}},
+		{410, "", Verdict{Action: Retry, Reason: ReasonStatus}},
+		{500, DirectiveAbort, Verdict{Action: Final, Reason: ReasonAborted}},
+	}
+	for _, test := range tests {
+		if got := Judge(&Attempt{StatusCode: test.status, Directive: test.directive}, answers); got != test.want {
+			t.Errorf("status %d, directive %q: %+v, want %+v", test.status, test.directive, got, test.want)
+		}
+	}
+	a := Attempt{StatusCode: 400, Reason: ReasonTimeout} // what a parser had left over
+	if got := Judge(&a, answers); got.Action != Retry {
+		t.Errorf("a status that cannot be trusted: %+v, want Retry", got)
 	}
 }
 
@@ -89,7 +117,7 @@ func TestRetryAfter(t *testing.T) {
 func TestRetryAfterOfAResponse(t *testing.T) {
 	rcv := startReceiver(t, answer("HTTP/1.1 429 Slow\r\nRETRY-after: 90\r\ncontent-length: 0\r\n\r\n"))
 	a := startClient(t, nil).Do(t.Context(), request(rcv.url))
-	if v := Judge(&a); v != (Verdict{Action: Retry, Reason: ReasonStatus, Wait: 90 * time.Second}) {
+	if v := Judge(&a, Answers{}); v != (Verdict{Action: Retry, Reason: ReasonStatus, Wait: 90 * time.Second}) {
 		t.Errorf("verdict %+v of %+v", v, a)
 	}
 }
