@@ -63,6 +63,8 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 		all[name] = example{record, value, name}
 	}
 	sealed := SealedSecret{KeyID: "k1", Nonce: make([]byte, 12), Ciphertext: make([]byte, 48), CreatedAt: moment(0)}
+	old := sealed
+	old.ExpiresAt = moment(40)
 	webhook := Webhook{
 		ID: exampleWebhook, Organization: "acme", Account: "north", Active: true, URL: "https://example.com/hook",
 		Events: []string{"medical-encounters", "*.removed"}, Description: "encounters", Metadata: map[string]string{"team": "blue"},
@@ -70,7 +72,9 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 			TimeoutMS: new(20_000), RetrySchedule: []string{"30s", "1h30m"}, MaxConcurrency: new(4),
 			Success: Success2xx, FinalStatuses: []int{400, 404},
 		},
-		Secrets: []SealedSecret{sealed}, Generation: 1, Revision: 3, CreatedAt: moment(0), UpdatedAt: moment(1),
+		Signatures: []string{SchemeHMAC, SchemeEd25519}, Secrets: []SealedSecret{sealed},
+		SigningKeys: []SigningKey{{ID: "whk_06bv2qk0q5nn9t1d3o8s2r4g5k", PublicKey: "whpk_" + strings.Repeat("A", 43) + "=", Seed: old}},
+		Generation:  1, Revision: 3, CreatedAt: moment(0), UpdatedAt: moment(1),
 	}
 	record, err := webhook.Record(topics.Webhooks)
 	add("webhook", webhook, record, err)

@@ -18,6 +18,7 @@ const (
 	deliveryPrefix = "dlv_"
 	messagePrefix  = "msg_"
 	keyPrefix      = "key_"
+	signingPrefix  = "whk_"
 )
 
 // idEncoding is base32 with the digits before the letters (RFC 4648, section 7),
@@ -35,6 +36,9 @@ func NewWebhookID() string { return newID(webhookPrefix) }
 
 // NewKeyID returns a fresh API key id: key_ and 26 characters.
 func NewKeyID() string { return newID(keyPrefix) }
+
+// NewSigningKeyID returns a fresh id of a webhook's signing key: whk_ and 26 characters.
+func NewSigningKeyID() string { return newID(signingPrefix) }
 
 // newID encodes 6 bytes of milliseconds since 1970 and 10 random ones, so that
 // ids made later sort later (as UUID version 7 does, RFC 9562 section 5.7).

@@ -2,6 +2,7 @@ package schemas
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
 	"reflect"
@@ -212,6 +213,46 @@ func TestAppendSignature(t *testing.T) {
 	got := string(AppendSignature(nil, secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, []byte(`{"test": 2432232314}`)))
 	if want := "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="; got != want {
 		t.Errorf("signature is %s, want %s", got, want)
+	}
+}
+
+func TestAppendSignatureV1a(t *testing.T) {
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+	encoded, ok := strings.CutPrefix(string(AppendSignatureV1a(nil, key, "msg_1", 1614265330, []byte(`{"a": 1}`))), "v1a,")
+	signature, err := base64.StdEncoding.DecodeString(encoded)
+	public, isPublic := key.Public().(ed25519.PublicKey)
+	if !ok || err != nil || !isPublic || !ed25519.Verify(public, []byte(`msg_1.1614265330.{"a": 1}`), signature) {
+		t.Errorf("signature %q does not verify", encoded)
+	}
+}
+
+func TestReseal(t *testing.T) {
+	old, fresh := NewKeyRing("old"), NewKeyRing("new")
+	both, err := ParseKeyRing(fresh + old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := ParseKeyRing(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := one.Seal("a", []byte("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed.ExpiresAt = moment(9)
+	again, err := both.Reseal("a", sealed)
+	if err != nil || again.KeyID != "new" || !again.CreatedAt.Equal(sealed.CreatedAt) || !again.ExpiresAt.Equal(sealed.ExpiresAt) {
+		t.Fatalf("got %+v, %v, want it under the first key with its times", again, err)
+	}
+	if plain, err := both.Open("a", again); err != nil || string(plain) != "secret" {
+		t.Errorf("opened %q, %v", plain, err)
+	}
+	if same, err := both.Reseal("a", again); err != nil || !reflect.DeepEqual(same, again) {
+		t.Errorf("sealed again under the same key: %+v, %v", same, err)
+	}
+	if _, err := both.Reseal("b", sealed); !errors.Is(err, ErrNotOpened) {
+		t.Errorf("of another identity: %v, want ErrNotOpened", err)
 	}
 }
 

@@ -52,6 +52,31 @@ type SealedSecret struct {
 	Nonce      []byte    `json:"nonce"`
 	Ciphertext []byte    `json:"ciphertext"`
 	CreatedAt  time.Time `json:"created_at"`
+	// ExpiresAt is when it ends to sign beside the one that took its place; zero: none has.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+}
+
+// Live reports whether it still signs at now.
+func (s *SealedSecret) Live(now time.Time) bool {
+	return s.ExpiresAt.IsZero() || now.Before(s.ExpiresAt)
+}
+
+// Reseal seals a secret anew under the ring's first key; it is the same where it
+// was sealed under that. The errors are Open's.
+func (k KeyRing) Reseal(identity string, s SealedSecret) (SealedSecret, error) {
+	if s.KeyID == k.first {
+		return s, nil
+	}
+	plain, err := k.Open(identity, s)
+	if err != nil {
+		return s, err
+	}
+	sealed, err := k.Seal(identity, plain)
+	if err != nil {
+		return s, err
+	}
+	sealed.CreatedAt, sealed.ExpiresAt = s.CreatedAt, s.ExpiresAt
+	return sealed, nil
 }
 
 // KeyRing holds the keys that seal secrets: the first seals, all open. Its zero

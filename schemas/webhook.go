@@ -1,8 +1,10 @@
 package schemas
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -22,8 +24,12 @@ type Webhook struct {
 	Description string            `json:"description,omitempty" validate:"max=1000,text"`
 	Metadata    map[string]string `json:"metadata,omitempty" validate:"max=50,dive,keys,min=1,max=64,text,endkeys,max=512,text"`
 	Handling
-	// Secrets sign, newest first. They are sealed (P9) under SecretIdentity.
+	// Signatures are the schemes that its requests are signed with; empty: v1.
+	Signatures []string `json:"signatures,omitempty" validate:"unique,dive,oneof=v1 v1a"`
+	// Secrets sign by v1, newest first. They are sealed (P9) under SecretIdentity.
 	Secrets []SealedSecret `json:"secrets"`
+	// SigningKeys sign by v1a, newest first.
+	SigningKeys []SigningKey `json:"signing_keys,omitempty"`
 	// Generation grows each time the owner enables it, so that enabling wins
 	// over a disable that the sender decided for an earlier one.
 	Generation int64 `json:"generation"`
@@ -31,6 +37,45 @@ type Webhook struct {
 	Revision  int64     `json:"revision"`
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// SigningKey is a key pair of one webhook. Its private half, the seed of RFC 8032
+// (32 bytes), is sealed under KeyIdentity.
+type SigningKey struct {
+	ID        string       `json:"id"`
+	PublicKey string       `json:"public_key"` // whpk_…
+	Seed      SealedSecret `json:"seed"`
+}
+
+// KeyIdentity is the associated data that the seed of a signing key is sealed with.
+func (w *Webhook) KeyIdentity() string { return "webhook/" + w.ID + "/signing-key" }
+
+// SignsBy reports whether its requests carry signatures of a scheme.
+func (w *Webhook) SignsBy(scheme string) bool {
+	if len(w.Signatures) == 0 {
+		return scheme == SchemeHMAC
+	}
+	return slices.Contains(w.Signatures, scheme)
+}
+
+// Reseal returns the webhook with its secrets sealed under the ring's first key,
+// and whether that changed any.
+func (w *Webhook) Reseal(ring KeyRing) (resealed Webhook, changed bool, err error) {
+	resealed = *w
+	resealed.Secrets, resealed.SigningKeys = slices.Clone(w.Secrets), slices.Clone(w.SigningKeys)
+	reseal := func(identity string, sealed *SealedSecret) {
+		fresh, failed := ring.Reseal(identity, *sealed)
+		changed = changed || fresh.KeyID != sealed.KeyID
+		err = cmp.Or(err, failed)
+		*sealed = fresh
+	}
+	for i := range resealed.Secrets {
+		reseal(w.SecretIdentity(), &resealed.Secrets[i])
+	}
+	for i := range resealed.SigningKeys {
+		reseal(w.KeyIdentity(), &resealed.SigningKeys[i].Seed)
+	}
+	return resealed, changed, err
 }
 
 // SecretIdentity is the associated data its secrets are sealed with: a secret

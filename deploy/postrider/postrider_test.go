@@ -177,6 +177,53 @@ func TestKeys(t *testing.T) {
 	command(t, 2, "", "keys", "revoke")
 }
 
+func TestRewrap(t *testing.T) {
+	broker := "--brokers=" + startKafka(t)
+	command(t, 0, "", "topics", "create", broker, "--events-partitions=1", "--deliveries-partitions=1")
+	old, fresh := schemas.NewKeyRing("old"), schemas.NewKeyRing("new")
+	ring, err := schemas.ParseKeyRing(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(strings.TrimPrefix(broker, "--brokers=")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	const webhooks = 450
+	for i := range webhooks {
+		w := schemas.Webhook{
+			ID: fmt.Sprintf("wh_%04d", i), Organization: "acme", Active: true, URL: "https://example.com/", Events: []string{"*"}, Revision: 3,
+			CreatedAt: time.Now().UTC(), UpdatedAt: time.Now().UTC(),
+		}
+		sealed, err := ring.Seal(w.SecretIdentity(), []byte(w.ID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Secrets = []schemas.SealedSecret{sealed}
+		record, err := w.Record("postrider.webhooks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, said := command(t, 1, "", "webhooks", "rewrap", broker, "--key-ring="+fresh); !strings.Contains(said, "450 webhooks") {
+		t.Errorf("without the old key it says:\n%s", said)
+	}
+	both := "--key-ring=" + strings.TrimSpace(fresh) + "," + strings.TrimSpace(old)
+	if out, _ := command(t, 0, "", "webhooks", "rewrap", broker, both); out != "450 webhooks, 450 of them sealed anew.\n" {
+		t.Errorf("it shows %q", out)
+	}
+	if out, _ := command(t, 0, "", "webhooks", "rewrap", broker, "--key-ring="+fresh, "--json"); !strings.Contains(out, `"changed": 0`) {
+		t.Errorf("done again, without the old key, it shows %s", out)
+	}
+	if _, said := command(t, 2, "", "webhooks", "rewrap", broker, "--key-ring=k:short"); !strings.Contains(said, "key-ring") {
+		t.Errorf("a bad key ring says:\n%s", said)
+	}
+}
+
 // TestSendEvent sends a payload in each way: its bytes reach the topic as they are.
 func TestSendEvent(t *testing.T) {
 	broker := startIngest(t)

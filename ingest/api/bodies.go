@@ -35,8 +35,8 @@ func (p *patterns) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// newWebhook reads the body that creates a webhook.
-func (s *Server) newWebhook(who principal, body []byte) (schemas.Webhook, error) {
+// newWebhook reads the body that creates a webhook, and returns the secret it signs with, too.
+func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secret []byte, err error) {
 	create := struct {
 		Organization string            `json:"organization"`
 		Account      string            `json:"account"`
@@ -45,19 +45,22 @@ func (s *Server) newWebhook(who principal, body []byte) (schemas.Webhook, error)
 		Events       patterns          `json:"events"`
 		Description  string            `json:"description"`
 		Metadata     map[string]string `json:"metadata"`
+		Signatures   []string          `json:"signatures"`
+		Secret       *string           `json:"secret"`
 		schemas.Handling
 	}{Active: true}
-	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata"}, handlingMembers()...)
-	err := schemas.DecodeStrict(body, &create, known...)
+	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata", "signatures", "secret"}, handlingMembers()...)
+	err = schemas.DecodeStrict(body, &create, known...)
 	if err != nil {
-		return schemas.Webhook{}, err
+		return w, nil, err
 	}
 	organization, err := who.organizationFor(create.Organization)
 	if err != nil {
-		return schemas.Webhook{}, err
+		return w, nil, err
 	}
+	secret, secretErr := secretOf(create.Secret)
 	at := now()
-	w := schemas.Webhook{
+	w = schemas.Webhook{
 		ID:           schemas.NewWebhookID(),
 		Organization: organization,
 		Account:      create.Account,
@@ -67,12 +70,16 @@ func (s *Server) newWebhook(who principal, body []byte) (schemas.Webhook, error)
 		Description:  create.Description,
 		Metadata:     create.Metadata,
 		Handling:     create.Handling,
+		Signatures:   create.Signatures,
 		Generation:   1,
 		Revision:     1,
 		CreatedAt:    at,
 		UpdatedAt:    at,
 	}
-	return w, joinFields(s.setTarget(&w), schemas.Validate(&w))
+	if err := joinFields(s.setTarget(&w), secretErr, schemas.Validate(&w)); err != nil {
+		return w, nil, err
+	}
+	return w, secret, s.addSecret(&w, secret, 0)
 }
 
 // setTarget puts a webhook's URL into its canonical form, in which the sender
@@ -121,8 +128,8 @@ func joinFields(errs ...error) error {
 // null takes a member away, where there can be none.
 func (s *Server) parsePatch(body []byte) ([]func(*schemas.Webhook), error) {
 	var members map[string]json.RawMessage
-	readOnly := []string{"id", "organization", "account", "revision", "created_at", "updated_at", "secret"}
-	known := slices.Concat([]string{"active", "url", "events", "description", "metadata"}, handlingMembers(), readOnly)
+	readOnly := []string{"id", "organization", "account", "public_keys", "revision", "created_at", "updated_at", "secret"}
+	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "signatures"}, handlingMembers(), readOnly)
 	if err := schemas.DecodeStrict(body, &members, known...); err != nil {
 		return nil, err
 	}
@@ -167,6 +174,9 @@ func (s *Server) parseMember(name string, raw json.RawMessage) (func(*schemas.We
 	case "metadata":
 		metadata, err := member[map[string]*string](name, raw)
 		return func(w *schemas.Webhook) { patchMetadata(w, metadata) }, err
+	case "signatures":
+		schemes, err := member[[]string](name, raw)
+		return func(w *schemas.Webhook) { w.Signatures = schemes }, err
 	default:
 		return parseHandling(name, raw)
 	}

@@ -27,6 +27,9 @@ func TestOpenAPIDescribesAnswers(t *testing.T) {
 	}
 	for name, answer := range map[string]reflect.Type{
 		"Webhook":       reflect.TypeFor[registry.WebhookView](),
+		"PublicKey":     reflect.TypeFor[registry.PublicKey](),
+		"WebhookKeys":   reflect.TypeFor[webhookKeys](),
+		"Rotation":      reflect.TypeFor[rotation](),
 		"Key":           reflect.TypeFor[registry.KeyView](),
 		"AcceptedEvent": reflect.TypeFor[accepted](),
 		"BatchResult":   reflect.TypeFor[batchResult](),

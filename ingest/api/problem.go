@@ -24,6 +24,7 @@ const (
 	codeReadOnly         schemas.Code = "read_only"
 	codeInvalidParameter schemas.Code = "invalid_parameter"
 	codeRevisionMismatch schemas.Code = "revision_mismatch"
+	codeTooManySecrets   schemas.Code = "too_many_secrets"
 	codeUnavailable      schemas.Code = "unavailable"
 	codeUnknownEnd       schemas.Code = "outcome_unknown"
 	codeInternal         schemas.Code = "internal"

@@ -21,6 +21,7 @@ const (
 	pathWebhooks      = "/v1/webhooks"
 	pathKeys          = "/v1/keys"
 	pathOpenAPI       = "/openapi.yaml"
+	pathWebhookKeys   = "/.well-known/webhook-keys"
 
 	routeNone = "none" // in metrics: no route was found
 
@@ -78,6 +79,8 @@ func (s *Server) endpoints(c *call) []endpoint {
 		return []endpoint{{"keys", get, keys, s.listKeys}, {"keys", post, keys, s.postKeys}}
 	case pathOpenAPI:
 		return []endpoint{{"openapi", get, scopeNone, s.getOpenAPI}}
+	case pathWebhookKeys:
+		return []endpoint{{"webhook_keys", get, scopeNone, s.getWebhookKeys}}
 	}
 	if rest, ok := strings.CutPrefix(path, pathWebhooks+"/"); ok {
 		id, action, _ := strings.Cut(rest, "/")
@@ -90,6 +93,8 @@ func (s *Server) endpoints(c *call) []endpoint {
 			}
 		case action == schemas.PingName:
 			return []endpoint{{"webhook_ping", post, write, s.pingWebhook}}
+		case action == "secrets":
+			return []endpoint{{"webhook_secrets", post, write, s.postSecrets}}
 		}
 	}
 	if id, ok := strings.CutPrefix(path, pathKeys+"/"); ok && id != "" && !strings.Contains(id, "/") {

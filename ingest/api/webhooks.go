@@ -46,16 +46,10 @@ func (s *Server) postWebhooks(ctx context.Context, c *call) error {
 }
 
 func (s *Server) createWebhook(ctx context.Context, c *call, body []byte) error {
-	w, err := s.newWebhook(c.who, body)
+	w, secret, err := s.newWebhook(c.who, body)
 	if err != nil {
 		return err
 	}
-	secret := schemas.NewSecret()
-	sealed, err := s.KeyRing.Seal(w.SecretIdentity(), secret)
-	if err != nil {
-		return err
-	}
-	w.Secrets = []schemas.SealedSecret{sealed}
 	made, err := s.Registry.ChangeWebhook(ctx, c.actor(), "created", w.ID, func(old *schemas.Webhook) (*schemas.Webhook, error) {
 		if old != nil {
 			return nil, errors.New("BUG: a new webhook's id is taken")
@@ -141,7 +135,7 @@ func (s *Server) patchWebhook(ctx context.Context, c *call) error {
 		if err := schemas.Validate(&w); err != nil {
 			return nil, err
 		}
-		return &w, nil
+		return &w, s.pairKey(&w, false)
 	})
 	if err != nil {
 		return err

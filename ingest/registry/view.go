@@ -17,9 +17,33 @@ type WebhookView struct {
 	Description  string            `json:"description,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
 	schemas.Handling
-	Revision  int64     `json:"revision"`
-	CreatedAt time.Time `json:"created_at"`
-	UpdatedAt time.Time `json:"updated_at"`
+	Signatures []string    `json:"signatures,omitempty"`
+	PublicKeys []PublicKey `json:"public_keys,omitempty"` // of v1a, newest first
+	Revision   int64       `json:"revision"`
+	CreatedAt  time.Time   `json:"created_at"`
+	UpdatedAt  time.Time   `json:"updated_at"`
+}
+
+// PublicKey is what receivers verify signatures of the scheme v1a with.
+type PublicKey struct {
+	ID        string `json:"id"`
+	PublicKey string `json:"public_key"` // whpk_…
+	// ExpiresAt is when it ends to be used beside the one that took its place.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+}
+
+// PublicKeys returns those of a webhook that signs by v1a.
+func PublicKeys(w *schemas.Webhook) []PublicKey {
+	if !w.SignsBy(schemas.SchemeEd25519) {
+		return nil
+	}
+	var keys []PublicKey
+	for _, k := range w.SigningKeys {
+		if k.Seed.Live(time.Now()) {
+			keys = append(keys, PublicKey{ID: k.ID, PublicKey: k.PublicKey, ExpiresAt: k.Seed.ExpiresAt})
+		}
+	}
+	return keys
 }
 
 // ViewWebhook returns what may be shown of a webhook.
@@ -34,6 +58,8 @@ func ViewWebhook(w *schemas.Webhook) WebhookView {
 		Description:  w.Description,
 		Metadata:     w.Metadata,
 		Handling:     w.Handling,
+		Signatures:   w.Signatures,
+		PublicKeys:   PublicKeys(w),
 		Revision:     w.Revision,
 		CreatedAt:    w.CreatedAt,
 		UpdatedAt:    w.UpdatedAt,

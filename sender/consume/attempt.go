@@ -24,11 +24,13 @@ func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 	case !w.Active && d.Cause != schemas.CausePing:
 		return s.discard(it, w, reasonDisabled)
 	}
+	secrets, keys := w.open(s.cfg.KeyRing, s.log, time.Now())
 	a := s.client.Do(ctx, deliver.Request{
 		URL:       w.URL,
 		MessageID: d.MessageID(),
 		Sequence:  d.ID.Offset,
-		Secrets:   w.open(s.cfg.KeyRing, s.log),
+		Secrets:   secrets,
+		Keys:      keys,
 		Body:      d.Body,
 		Timeout:   w.Timeout(),
 	})

@@ -2,6 +2,7 @@ package consume
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,24 +23,61 @@ type inForce struct {
 	schemas.Webhook
 
 	once    sync.Once
-	secrets [][]byte
+	signers []signer
 }
 
-// open returns the live signing secrets in clear. If one does not open there are
-// none, and attempts fail: what is signed with some of them would not verify.
-func (w *inForce) open(ring schemas.KeyRing, log *slog.Logger) [][]byte {
+// signer makes one signature of each request, until it expires; one of the two is set.
+type signer struct {
+	secret    []byte
+	key       ed25519.PrivateKey
+	expiresAt time.Time // zero: it does not
+}
+
+// open returns what signs at now, in clear. If one does not open there are none,
+// and attempts fail: what is signed with some of them would not verify.
+func (w *inForce) open(ring schemas.KeyRing, log *slog.Logger, now time.Time) (secrets [][]byte, keys []ed25519.PrivateKey) {
 	w.once.Do(func() {
+		var err error
+		if w.signers, err = w.openAll(ring); err != nil {
+			log.Error("webhook's secrets do not open: its attempts fail", "webhook", w.ID, "revision", w.Revision, "error", err)
+		}
+	})
+	for _, s := range w.signers {
+		switch {
+		case !s.expiresAt.IsZero() && !now.Before(s.expiresAt):
+		case s.key != nil:
+			keys = append(keys, s.key)
+		default:
+			secrets = append(secrets, s.secret)
+		}
+	}
+	return secrets, keys
+}
+
+// openAll opens the secrets of the schemes that are asked for, all or none.
+func (w *inForce) openAll(ring schemas.KeyRing) (signers []signer, err error) {
+	if w.SignsBy(schemas.SchemeHMAC) {
 		for _, sealed := range w.Secrets {
 			secret, err := ring.Open(w.SecretIdentity(), sealed)
 			if err != nil {
-				log.Error("webhook's secrets do not open: its attempts fail", "webhook", w.ID, "revision", w.Revision, "error", err)
-				w.secrets = nil
-				return
+				return nil, fmt.Errorf("opening secret: %w", err)
 			}
-			w.secrets = append(w.secrets, secret)
+			signers = append(signers, signer{secret: secret, expiresAt: sealed.ExpiresAt})
 		}
-	})
-	return w.secrets
+	}
+	if w.SignsBy(schemas.SchemeEd25519) {
+		for _, k := range w.SigningKeys {
+			seed, err := ring.Open(w.KeyIdentity(), k.Seed)
+			if err == nil && len(seed) != ed25519.SeedSize {
+				err = schemas.ErrInvalidSecret
+			}
+			if err != nil {
+				return nil, fmt.Errorf("opening signing key %q: %w", k.ID, err)
+			}
+			signers = append(signers, signer{key: ed25519.NewKeyFromSeed(seed), expiresAt: k.Seed.ExpiresAt})
+		}
+	}
+	return signers, nil
 }
 
 // answers is what its owner says of its target's statuses.

@@ -14,6 +14,7 @@ package deliver
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -58,8 +59,9 @@ type Request struct {
 	MessageID string
 	// Sequence is the offset of the delivery.
 	Sequence int64
-	// Secrets are the live ones in clear, one signature each; at least one.
+	// Secrets and Keys are the live ones in clear, one signature each (v1, v1a); at least one.
 	Secrets [][]byte
+	Keys    []ed25519.PrivateKey
 	// Body is only read, and not kept after Do returned.
 	Body []byte
 	// Timeout is DefaultTimeout where 0.
@@ -160,7 +162,7 @@ func (c *Client) Do(ctx context.Context, r Request) Attempt {
 
 // attempt fills a, and returns an error where no status can be trusted.
 func (c *Client) attempt(ctx context.Context, r *Request, a *Attempt) error {
-	if err := checkSecrets(r.Secrets); err != nil {
+	if err := checkSecrets(r); err != nil {
 		return err
 	}
 	to, err := c.targets.lookup(c.policy, r.URL)
@@ -208,11 +210,11 @@ func (c *Client) attempt(ctx context.Context, r *Request, a *Attempt) error {
 }
 
 // checkSecrets refuses what would make a signature that anyone can forge.
-func checkSecrets(secrets [][]byte) error {
-	if len(secrets) == 0 {
+func checkSecrets(r *Request) error {
+	if len(r.Secrets)+len(r.Keys) == 0 {
 		return errNoSecret
 	}
-	for _, secret := range secrets {
+	for _, secret := range r.Secrets {
 		if len(secret) == 0 {
 			return errNoSecret
 		}

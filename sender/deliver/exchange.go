@@ -84,13 +84,7 @@ func (x *exchange) prepare(to *endpoint, r *Request, userAgent string, now time.
 	h.Set(schemas.HeaderWebhookID, r.MessageID)
 	x.value = strconv.AppendInt(x.value[:0], now.Unix(), 10)
 	h.SetBytesV(schemas.HeaderWebhookTimestamp, x.value)
-	x.value = x.value[:0]
-	for i, secret := range r.Secrets {
-		if i > 0 {
-			x.value = append(x.value, ' ')
-		}
-		x.value = schemas.AppendSignature(x.value, secret, r.MessageID, now.Unix(), r.Body)
-	}
+	x.value = appendSignatures(x.value[:0], r, now.Unix())
 	h.SetBytesV(schemas.HeaderWebhookSignature, x.value)
 	x.value = strconv.AppendInt(x.value[:0], r.Sequence, 10)
 	h.SetBytesV(schemas.HeaderSequence, x.value)
@@ -98,6 +92,19 @@ func (x *exchange) prepare(to *endpoint, r *Request, userAgent string, now time.
 		h.Set("traceparent", r.Traceparent)
 	}
 	x.req.SetBodyRaw(r.Body)
+}
+
+// appendSignatures appends one signature for each secret and key, with spaces between them.
+func appendSignatures(dst []byte, r *Request, unixSeconds int64) []byte {
+	for _, secret := range r.Secrets {
+		dst = schemas.AppendSignature(dst, secret, r.MessageID, unixSeconds, r.Body)
+		dst = append(dst, ' ')
+	}
+	for _, key := range r.Keys {
+		dst = schemas.AppendSignatureV1a(dst, key, r.MessageID, unixSeconds, r.Body)
+		dst = append(dst, ' ')
+	}
+	return bytes.TrimSuffix(dst, []byte{' '})
 }
 
 // run sends the request on cn and reads the answer into a. An error means that
