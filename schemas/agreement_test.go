@@ -72,6 +72,8 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 			TimeoutMS: new(20_000), RetrySchedule: []string{"30s", "1h30m"}, MaxConcurrency: new(4),
 			Success: Success2xx, FinalStatuses: []int{400, 404},
 		},
+		Headers:    []Header{{Name: "X-Team", Value: "blue"}, {Name: "X-Token", Sealed: &sealed}},
+		Auth:       &Auth{Type: AuthBasic, Username: "postrider", Sealed: sealed},
 		Signatures: []string{SchemeHMAC, SchemeEd25519}, Secrets: []SealedSecret{sealed},
 		SigningKeys: []SigningKey{{ID: "whk_06bv2qk0q5nn9t1d3o8s2r4g5k", PublicKey: "whpk_" + strings.Repeat("A", 43) + "=", Seed: old}},
 		Generation:  1, Revision: 3, CreatedAt: moment(0), UpdatedAt: moment(1),

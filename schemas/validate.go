@@ -27,21 +27,30 @@ var rules = sync.OnceValue(func() *validator.Validate {
 		"text":      isText,
 		"scope":     ValidScope,
 		"delay":     validDelay,
+
+		"headername":  ValidHeaderName,
+		"headervalue": ValidHeaderValue,
 	} {
 		err := v.RegisterValidation(tag, func(f validator.FieldLevel) bool { return valid(f.Field().String()) })
 		if err != nil {
 			panic("BUG: registering rule " + tag + ": " + err.Error())
 		}
 	}
-	err := v.RegisterValidation("schedule", func(f validator.FieldLevel) bool {
-		delays, ok := reflect.TypeAssert[[]string](f.Field())
-		return ok && validSchedule(delays)
-	})
-	if err != nil {
-		panic("BUG: registering rule schedule: " + err.Error())
-	}
+	registerWhole(v, "schedule", validSchedule)
+	registerWhole(v, "headers", validHeaders)
 	return v
 })
+
+// registerWhole registers a rule over a field as a whole, such as all items of a list.
+func registerWhole[T any](v *validator.Validate, tag string, valid func(T) bool) {
+	err := v.RegisterValidation(tag, func(f validator.FieldLevel) bool {
+		value, ok := reflect.TypeAssert[T](f.Field())
+		return ok && valid(value)
+	})
+	if err != nil {
+		panic("BUG: registering rule " + tag + ": " + err.Error())
+	}
+}
 
 // isText reports whether s is UTF-8 without control characters: fit for a
 // header, a log line and a table.
@@ -158,6 +167,14 @@ func detailOf(b validator.FieldError) string {
 		return "a delay is a duration from 1s to 168h, such as 30s, 5m or 1h30m"
 	case "schedule":
 		return scheduleDetail()
+	case "headers":
+		return "the same name twice"
+	case "headername":
+		return "not a header that a webhook may set: 1 to 100 token characters, none that frames the message or is Postrider's own"
+	case "headervalue":
+		return "a header's value is at most 4,096 bytes without line breaks and control characters"
+	case "excludes":
+		return "must not hold " + b.Param()
 	case "oneof":
 		return "must be one of " + strings.ReplaceAll(b.Param(), " ", ", ")
 	default:

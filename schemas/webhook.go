@@ -24,6 +24,9 @@ type Webhook struct {
 	Description string            `json:"description,omitempty" validate:"max=1000,text"`
 	Metadata    map[string]string `json:"metadata,omitempty" validate:"max=50,dive,keys,min=1,max=64,text,endkeys,max=512,text"`
 	Handling
+	// Headers and Auth go with each of its requests.
+	Headers []Header `json:"headers,omitempty" validate:"max=20,headers,dive"`
+	Auth    *Auth    `json:"auth,omitempty"`
 	// Signatures are the schemes that its requests are signed with; empty: v1.
 	Signatures []string `json:"signatures,omitempty" validate:"unique,dive,oneof=v1 v1a"`
 	// Secrets sign by v1, newest first. They are sealed (P9) under SecretIdentity.
@@ -62,7 +65,7 @@ func (w *Webhook) SignsBy(scheme string) bool {
 // and whether that changed any.
 func (w *Webhook) Reseal(ring KeyRing) (resealed Webhook, changed bool, err error) {
 	resealed = *w
-	resealed.Secrets, resealed.SigningKeys = slices.Clone(w.Secrets), slices.Clone(w.SigningKeys)
+	resealed.Secrets, resealed.SigningKeys, resealed.Headers = slices.Clone(w.Secrets), slices.Clone(w.SigningKeys), slices.Clone(w.Headers)
 	reseal := func(identity string, sealed *SealedSecret) {
 		fresh, failed := ring.Reseal(identity, *sealed)
 		changed = changed || fresh.KeyID != sealed.KeyID
@@ -74,6 +77,16 @@ func (w *Webhook) Reseal(ring KeyRing) (resealed Webhook, changed bool, err erro
 	}
 	for i := range resealed.SigningKeys {
 		reseal(w.KeyIdentity(), &resealed.SigningKeys[i].Seed)
+	}
+	for i, h := range w.Headers {
+		if h.Sealed != nil {
+			resealed.Headers[i].Sealed = new(*h.Sealed)
+			reseal(w.HeaderIdentity(h.Name), resealed.Headers[i].Sealed)
+		}
+	}
+	if w.Auth != nil {
+		resealed.Auth = new(*w.Auth)
+		reseal(w.AuthIdentity(), &resealed.Auth.Sealed)
 	}
 	return resealed, changed, err
 }

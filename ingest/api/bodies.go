@@ -45,11 +45,13 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		Events       patterns          `json:"events"`
 		Description  string            `json:"description"`
 		Metadata     map[string]string `json:"metadata"`
+		Headers      []headerBody      `json:"headers"`
+		Auth         *authBody         `json:"auth"`
 		Signatures   []string          `json:"signatures"`
 		Secret       *string           `json:"secret"`
 		schemas.Handling
 	}{Active: true}
-	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata", "signatures", "secret"}, handlingMembers()...)
+	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata", "headers", "auth", "signatures", "secret"}, handlingMembers()...)
 	err = schemas.DecodeStrict(body, &create, known...)
 	if err != nil {
 		return w, nil, err
@@ -76,7 +78,8 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		CreatedAt:    at,
 		UpdatedAt:    at,
 	}
-	if err := joinFields(s.setTarget(&w), secretErr, schemas.Validate(&w)); err != nil {
+	err = joinFields(s.setTarget(&w), s.setHeaders(&w, create.Headers), s.setAuth(&w, create.Auth), secretErr, checkCredentials(&w), schemas.Validate(&w))
+	if err != nil {
 		return w, nil, err
 	}
 	return w, secret, s.addSecret(&w, secret, 0)
@@ -124,17 +127,20 @@ func joinFields(errs ...error) error {
 	return &schemas.ValidationError{Fields: fields}
 }
 
+// setter does to a webhook what a member of a patch says.
+type setter func(*schemas.Webhook) error
+
 // parsePatch reads a JSON merge patch (RFC 7396) into what it does to a webhook.
 // null takes a member away, where there can be none.
-func (s *Server) parsePatch(body []byte) ([]func(*schemas.Webhook), error) {
+func (s *Server) parsePatch(body []byte) ([]setter, error) {
 	var members map[string]json.RawMessage
 	readOnly := []string{"id", "organization", "account", "public_keys", "revision", "created_at", "updated_at", "secret"}
-	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "signatures"}, handlingMembers(), readOnly)
+	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "headers", "auth", "signatures"}, handlingMembers(), readOnly)
 	if err := schemas.DecodeStrict(body, &members, known...); err != nil {
 		return nil, err
 	}
 	var (
-		patch []func(*schemas.Webhook)
+		patch []setter
 		errs  []error
 	)
 	for _, name := range known {
@@ -148,7 +154,24 @@ func (s *Server) parsePatch(body []byte) ([]func(*schemas.Webhook), error) {
 	return patch, joinFields(errs...)
 }
 
-func (s *Server) parseMember(name string, raw json.RawMessage) (func(*schemas.Webhook), error) {
+func (s *Server) parseMember(name string, raw json.RawMessage) (setter, error) {
+	switch name {
+	case "headers":
+		headers, err := member[[]headerBody](name, raw)
+		return func(w *schemas.Webhook) error { return s.setHeaders(w, headers) }, err
+	case "auth":
+		auth, err := member[*authBody](name, raw)
+		return func(w *schemas.Webhook) error { return s.setAuth(w, auth) }, err
+	}
+	set, err := s.parsePlain(name, raw)
+	return func(w *schemas.Webhook) error {
+		set(w)
+		return nil
+	}, err
+}
+
+// parsePlain reads a member that can be set whatever the webhook is like.
+func (s *Server) parsePlain(name string, raw json.RawMessage) (func(*schemas.Webhook), error) {
 	switch name {
 	case "active":
 		active, err := required[bool](name, raw)

@@ -27,6 +27,9 @@ func TestOpenAPIDescribesAnswers(t *testing.T) {
 	}
 	for name, answer := range map[string]reflect.Type{
 		"Webhook":       reflect.TypeFor[registry.WebhookView](),
+		"Header":        reflect.TypeFor[registry.HeaderView](),
+		"ShownAuth":     reflect.TypeFor[registry.AuthView](),
+		"Auth":          reflect.TypeFor[authBody](),
 		"PublicKey":     reflect.TypeFor[registry.PublicKey](),
 		"WebhookKeys":   reflect.TypeFor[webhookKeys](),
 		"Rotation":      reflect.TypeFor[rotation](),

@@ -127,12 +127,13 @@ func (s *Server) patchWebhook(ctx context.Context, c *call) error {
 		}
 		w := *old
 		w.Metadata = maps.Clone(old.Metadata)
+		var errs []error
 		for _, set := range patch {
-			set(&w)
+			errs = append(errs, set(&w))
 		}
 		w.Revision++
 		w.UpdatedAt = now()
-		if err := schemas.Validate(&w); err != nil {
+		if err := joinFields(append(errs, checkCredentials(&w), schemas.Validate(&w))...); err != nil {
 			return nil, err
 		}
 		return &w, s.pairKey(&w, false)

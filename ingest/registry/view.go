@@ -17,11 +17,41 @@ type WebhookView struct {
 	Description  string            `json:"description,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
 	schemas.Handling
-	Signatures []string    `json:"signatures,omitempty"`
-	PublicKeys []PublicKey `json:"public_keys,omitempty"` // of v1a, newest first
-	Revision   int64       `json:"revision"`
-	CreatedAt  time.Time   `json:"created_at"`
-	UpdatedAt  time.Time   `json:"updated_at"`
+	Headers    []HeaderView `json:"headers,omitempty"`
+	Auth       *AuthView    `json:"auth,omitempty"`
+	Signatures []string     `json:"signatures,omitempty"`
+	PublicKeys []PublicKey  `json:"public_keys,omitempty"` // of v1a, newest first
+	Revision   int64        `json:"revision"`
+	CreatedAt  time.Time    `json:"created_at"`
+	UpdatedAt  time.Time    `json:"updated_at"`
+}
+
+// HeaderView is a header without its value where that is sensitive.
+type HeaderView struct {
+	Name      string `json:"name"`
+	Value     string `json:"value,omitempty"`
+	Sensitive bool   `json:"sensitive,omitempty"`
+}
+
+func viewHeaders(headers []schemas.Header) []HeaderView {
+	var views []HeaderView
+	for _, h := range headers {
+		views = append(views, HeaderView{Name: h.Name, Value: h.Value, Sensitive: h.Sealed != nil})
+	}
+	return views
+}
+
+// AuthView is how requests authenticate, without password or token.
+type AuthView struct {
+	Type     string `json:"type"`
+	Username string `json:"username,omitempty"`
+}
+
+func viewAuth(a *schemas.Auth) *AuthView {
+	if a == nil {
+		return nil
+	}
+	return &AuthView{Type: a.Type, Username: a.Username}
 }
 
 // PublicKey is what receivers verify signatures of the scheme v1a with.
@@ -58,6 +88,8 @@ func ViewWebhook(w *schemas.Webhook) WebhookView {
 		Description:  w.Description,
 		Metadata:     w.Metadata,
 		Handling:     w.Handling,
+		Headers:      viewHeaders(w.Headers),
+		Auth:         viewAuth(w.Auth),
 		Signatures:   w.Signatures,
 		PublicKeys:   PublicKeys(w),
 		Revision:     w.Revision,

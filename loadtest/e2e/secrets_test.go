@@ -55,6 +55,7 @@ func (s *system) plant(t *testing.T) (secrets map[string]string, answers []byte)
 	secrets = map[string]string{"the admin key": adminKey, "the key ring": ring, "the key ring's key": decode64(t, ring)}
 	collect := func(a answer) { answers = append(answers, a.Body...) }
 
+	secrets["a target's basic authentication"] = base64.StdEncoding.EncodeToString([]byte("u:planted-auth-0123456789"))
 	s.receiver.Answers("/planted-url", receiver.Answer{Status: 500, Body: []byte("planted-response")}, receiver.Status(200))
 	for i, path := range []string{"/planted-url", "/planted-url-2"} {
 		hook := s.subscribe(t, "acme", "", path, "*")
@@ -62,7 +63,8 @@ func (s *system) plant(t *testing.T) (secrets map[string]string, answers []byte)
 		secrets[name] = hook.Secret
 		secrets[name+"'s bytes"] = decode64(t, strings.TrimPrefix(hook.Secret, "whsec_"))
 		secrets[name+"'s base64"] = strings.TrimPrefix(hook.Secret, "whsec_")
-		collect(s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+hook.ID, `{"description":"planted-description"}`))
+		collect(s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+hook.ID, `{"description":"planted-description",`+
+			`"headers":[{"name":"X-Key","value":"planted-header-0123456789","sensitive":true}],"auth":{"type":"basic","username":"u","password":"planted-auth-0123456789"}}`))
 		collect(s.call(t, http.MethodPatch, "/v1/webhooks/"+hook.ID, `{"secret":"`+hook.Secret+`"}`))
 		collect(s.call(t, http.MethodGet, "/v1/webhooks/"+hook.ID, ""))
 		s.want(t, http.StatusAccepted, http.MethodPost, "/v1/webhooks/"+hook.ID+"/ping", "")
@@ -76,6 +78,7 @@ func (s *system) plant(t *testing.T) (secrets map[string]string, answers []byte)
 		collect(s.as(t, key, http.MethodPost, "/v1/events", `{"event":`))
 		collect(s.as(t, key+"x", http.MethodPost, "/v1/events", `{"event":"a.b"}`))
 	}
+	secrets["a sensitive header"], secrets["a target's password in auth"] = "planted-header-0123456789", "planted-auth-0123456789"
 	const password = "planted-password-0123456789"
 	secrets["a target's password"] = password
 	collect(s.call(t, http.MethodPost, "/webhook-events", `{"organization":"acme","events":"a","url":"https://user:`+password+`@example.com/"}`))

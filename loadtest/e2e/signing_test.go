@@ -31,12 +31,14 @@ for (const line of require("fs").readFileSync(0, "utf8").trim().split("\n")) {
 }
 `
 
-// TestRotation rotates the secrets of a webhook that signs by both schemes, and
-// then has the key ring's old key replaced.
+// TestRotation rotates the secrets of a webhook that signs by both schemes and has
+// credentials of its own, and then has the key ring's old key replaced.
 func TestRotation(t *testing.T) {
 	s := start(t)
 	const first = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-	body := fmt.Sprintf(`{"organization":"acme","url":%q,"events":"*","signatures":["v1","v1a"],"secret":%q}`, s.receiver.URL("/rotated"), first)
+	body := fmt.Sprintf(`{"organization":"acme","url":%q,"events":"*","signatures":["v1","v1a"],"secret":%q,`+
+		`"headers":[{"name":"X-Team","value":"blue"},{"name":"X-Token","value":"t0ken","sensitive":true}],"auth":{"type":"basic","username":"Aladdin","password":"open sesame"}}`,
+		s.receiver.URL("/rotated"), first)
 	path := "/v1/webhooks/" + s.want(t, http.StatusCreated, http.MethodPost, "/v1/webhooks", body).field(t, "id")
 	var lines strings.Builder
 	sent := 0
@@ -56,8 +58,15 @@ func TestRotation(t *testing.T) {
 		lines.Write(append(line, '\n'))
 		return r
 	}
+	// RFC 7617, section 2, has the example.
+	own := map[string]string{"X-Team": "blue", "X-Token": "t0ken", "Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="}
 	verified := func(r receiver.Request, by, notBy []string) {
 		t.Helper()
+		for name, want := range own {
+			if got := r.Header.Get(name); got != want {
+				t.Errorf("request %d has %s %q, want %q", sent, name, got, want)
+			}
+		}
 		for _, secret := range by {
 			if err := r.Verify(secret); err != nil {
 				t.Error(err)
@@ -76,7 +85,18 @@ func TestRotation(t *testing.T) {
 	third := s.want(t, http.StatusCreated, http.MethodPost, path+"/secrets", `{"overlap_seconds":0}`).field(t, "secret")
 	verified(next(1), []string{third}, []string{first, second})
 
-	// All goes on under another key of the ring, after a re-wrap without the old one.
+	s.rewrap(t)
+	verified(next(1), []string{third}, nil)
+
+	node, _ := pipeline.Node(t)
+	verify := exec.CommandContext(t.Context(), node, "-e", nodeV1a)
+	verify.Stdin = strings.NewReader(lines.String())
+	runCommand(t, verify)
+}
+
+// rewrap puts another key into the ring's place, with which the sender then runs alone.
+func (s *system) rewrap(t *testing.T) {
+	t.Helper()
 	const newKey = "k2:ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
 	out, _, code := pipeline.Run(t, "postrider", "webhooks", "rewrap", "--brokers="+strings.Join(s.kafka.Brokers, ","),
 		"--topic-prefix="+s.topics.Prefix, "--key-ring="+newKey+","+keyRing)
@@ -86,12 +106,6 @@ func TestRotation(t *testing.T) {
 	s.sender.Terminate(t, soon)
 	s.sender = pipeline.Start(t, "sender", join(s.common(), nil, loopback, "--instance=sender-1", "--key-ring="+newKey,
 		"--clickhouse="+s.ch.Native, "--clickhouse-database="+s.ch.Database)...)
-	verified(next(1), []string{third}, nil)
-
-	node, _ := pipeline.Node(t)
-	verify := exec.CommandContext(t.Context(), node, "-e", nodeV1a)
-	verify.Stdin = strings.NewReader(lines.String())
-	runCommand(t, verify)
 }
 
 // publicKeys asks for those of a webhook, as a receiver does: without an API key.

@@ -31,6 +31,7 @@ func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 		Sequence:  d.ID.Offset,
 		Secrets:   secrets,
 		Keys:      keys,
+		Headers:   w.headers, // open has made them
 		Body:      d.Body,
 		Timeout:   w.Timeout(),
 	})

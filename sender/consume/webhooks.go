@@ -3,6 +3,7 @@ package consume
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +25,7 @@ type inForce struct {
 
 	once    sync.Once
 	signers []signer
+	headers []deliver.Header
 }
 
 // signer makes one signature of each request, until it expires; one of the two is set.
@@ -38,7 +40,11 @@ type signer struct {
 func (w *inForce) open(ring schemas.KeyRing, log *slog.Logger, now time.Time) (secrets [][]byte, keys []ed25519.PrivateKey) {
 	w.once.Do(func() {
 		var err error
-		if w.signers, err = w.openAll(ring); err != nil {
+		if w.signers, err = w.openAll(ring); err == nil {
+			w.headers, err = w.openHeaders(ring)
+		}
+		if err != nil {
+			w.signers = nil // without a signature nothing is sent
 			log.Error("webhook's secrets do not open: its attempts fail", "webhook", w.ID, "revision", w.Revision, "error", err)
 		}
 	})
@@ -79,6 +85,42 @@ func (w *inForce) openAll(ring schemas.KeyRing) (signers []signer, err error) {
 	}
 	return signers, nil
 }
+
+// openHeaders returns its own headers, in clear.
+func (w *inForce) openHeaders(ring schemas.KeyRing) (headers []deliver.Header, err error) {
+	for _, h := range w.Headers {
+		value := h.Value
+		if h.Sealed != nil {
+			plain, err := ring.Open(w.HeaderIdentity(h.Name), *h.Sealed)
+			if err != nil {
+				return nil, fmt.Errorf("opening header %q: %w", h.Name, err)
+			}
+			value = string(plain)
+		}
+		if !schemas.ValidHeaderValue(value) { // its name was checked with its record
+			return nil, fmt.Errorf("opening header %q: %w", h.Name, errHeaderValue)
+		}
+		headers = append(headers, deliver.Header{Name: h.Name, Value: value})
+	}
+	if w.Auth == nil {
+		return headers, nil
+	}
+	plain, err := ring.Open(w.AuthIdentity(), w.Auth.Sealed)
+	if err == nil && !schemas.ValidHeaderValue(string(plain)) {
+		err = errHeaderValue
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening authentication: %w", err)
+	}
+	value := "Bearer " + string(plain)
+	if w.Auth.Type == schemas.AuthBasic {
+		value = "Basic " + base64.StdEncoding.EncodeToString([]byte(w.Auth.Username+":"+string(plain)))
+	}
+	return append(headers, deliver.Header{Name: "authorization", Value: value}), nil
+}
+
+// errHeaderValue says that what was sealed is no header's value. It quotes nothing of it.
+var errHeaderValue = errors.New("not a header's value")
 
 // answers is what its owner says of its target's statuses.
 func (w *inForce) answers() deliver.Answers {

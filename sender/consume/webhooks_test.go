@@ -3,10 +3,12 @@ package consume
 import (
 	"crypto/ed25519"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/sender/deliver"
 )
 
 func TestSecretsSignUntilTheyExpire(t *testing.T) {
@@ -51,5 +53,50 @@ func TestSecretsSignUntilTheyExpire(t *testing.T) {
 	foreign.ID = "wh_2" // the record of another webhook, copied
 	if secrets, _ := foreign.open(ring, slog.New(slog.DiscardHandler), now); len(secrets) != 0 {
 		t.Error("secrets of another webhook open")
+	}
+}
+
+func TestOwnHeadersAreOpened(t *testing.T) {
+	ring, err := schemas.ParseKeyRing(schemas.NewKeyRing("k"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seal := func(identity, plain string) *schemas.SealedSecret {
+		sealed, err := ring.Seal(identity, []byte(plain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &sealed
+	}
+	made := func(value string, auth *schemas.Auth) *inForce {
+		w := &inForce{Webhook: schemas.Webhook{ID: "wh_1", Auth: auth}}
+		w.Secrets = []schemas.SealedSecret{*seal(w.SecretIdentity(), "secret")}
+		w.Headers = []schemas.Header{{Name: "X-Team", Value: "blue"}, {Name: "X-Token", Sealed: seal(w.HeaderIdentity("x-token"), value)}}
+		return w
+	}
+	auth := func(kind, username, secret string) *schemas.Auth {
+		w := schemas.Webhook{ID: "wh_1"}
+		return &schemas.Auth{Type: kind, Username: username, Sealed: *seal(w.AuthIdentity(), secret)}
+	}
+	tests := []struct {
+		name    string
+		webhook *inForce
+		want    []deliver.Header // nil: attempts fail
+	}{
+		{"headers", made("t0ken", nil), []deliver.Header{{Name: "X-Team", Value: "blue"}, {Name: "X-Token", Value: "t0ken"}}},
+		{"basic", made("t", auth("basic", "Aladdin", "open sesame")), []deliver.Header{
+			{Name: "X-Team", Value: "blue"}, {Name: "X-Token", Value: "t"}, {Name: "authorization", Value: "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="},
+		}},
+		{"bearer", made("t", auth("bearer", "", "mF_9.B5f-4.1JqM")), []deliver.Header{
+			{Name: "X-Team", Value: "blue"}, {Name: "X-Token", Value: "t"}, {Name: "authorization", Value: "Bearer mF_9.B5f-4.1JqM"},
+		}},
+		{"a line break in a sealed value", made("t\r\nHost: other", nil), nil},
+		{"a line break in a token", made("t", auth("bearer", "", "a\nb")), nil},
+	}
+	for _, test := range tests {
+		secrets, _ := test.webhook.open(ring, slog.New(slog.DiscardHandler), time.Now())
+		if (len(secrets) == 0) != (test.want == nil) || test.want != nil && !slices.Equal(test.webhook.headers, test.want) {
+			t.Errorf("%s: %d secrets, headers %v, want %v", test.name, len(secrets), test.webhook.headers, test.want)
+		}
 	}
 }

@@ -62,6 +62,8 @@ type Request struct {
 	// Secrets and Keys are the live ones in clear, one signature each (v1, v1a); at least one.
 	Secrets [][]byte
 	Keys    []ed25519.PrivateKey
+	// Headers are the webhook's own. Names and values are what schemas allows: to see to it is the caller's.
+	Headers []Header
 	// Body is only read, and not kept after Do returned.
 	Body []byte
 	// Timeout is DefaultTimeout where 0.
@@ -69,6 +71,9 @@ type Request struct {
 	// Traceparent is left out of the request where it is not one (W3C Trace Context).
 	Traceparent string
 }
+
+// Header is a header of a webhook's own, in clear.
+type Header struct{ Name, Value string }
 
 // Attempt is what one request came to. It holds copies only.
 type Attempt struct {

@@ -88,6 +88,9 @@ func (x *exchange) prepare(to *endpoint, r *Request, userAgent string, now time.
 	h.SetBytesV(schemas.HeaderWebhookSignature, x.value)
 	x.value = strconv.AppendInt(x.value[:0], r.Sequence, 10)
 	h.SetBytesV(schemas.HeaderSequence, x.value)
+	for _, own := range r.Headers {
+		h.Set(own.Name, own.Value)
+	}
 	if validTraceparent(r.Traceparent) {
 		h.Set("traceparent", r.Traceparent)
 	}
