@@ -147,17 +147,22 @@ func TestPatchIsExact(t *testing.T) {
 func TestHandling(t *testing.T) {
 	f, r := start(t)
 	body := `{"organization":"acme","url":"https://example.com","events":"a","timeout_ms":2000,"retry_schedule":["30s","1h30m"],` +
-		`"max_concurrency":4,"success":"2xx","final_statuses":[400,404]}`
+		`"max_concurrency":4,"success":"2xx","final_statuses":[400,404],"format":"cloudevents"}`
 	got := r.do(t, request{path: "/v1/webhooks", body: body}).want(t, http.StatusCreated)
 	path := "/v1/webhooks/" + got.text("id")
-	for _, member := range []string{`"timeout_ms":2000`, `"retry_schedule":["30s","1h30m"]`, `"max_concurrency":4`, `"success":"2xx"`, `"final_statuses":[400,404]`} {
+	for _, member := range []string{`"timeout_ms":2000`, `"retry_schedule":["30s","1h30m"]`, `"max_concurrency":4`, `"success":"2xx"`, `"final_statuses":[400,404]`, `"format":"cloudevents"`} {
 		if !strings.Contains(got.raw, member) {
 			t.Errorf("got %s, want it to hold %s", got.raw, member)
 		}
 	}
 	patch := func(body string) response { return r.do(t, request{method: "PATCH", path: path, body: body}) }
 
-	patch(`{"timeout_ms":null,"retry_schedule":[],"success":null}`).want(t, http.StatusOK)
+	r.do(t, request{path: path + "/ping"}).want(t, http.StatusAccepted)
+	d, err := schemas.DecodeDelivery(f.readAll(t, f.topics.Deliveries)[0], [16]byte{1})
+	if err != nil || d.Format != schemas.FormatCloudEvents || !strings.HasPrefix(string(d.Body), `{"specversion":"1.0","id":"evt_`) {
+		t.Errorf("got ping %s in format %q, %v, want a CloudEvent", d.Body, d.Format, err)
+	}
+	patch(`{"timeout_ms":null,"retry_schedule":[],"success":null,"format":null}`).want(t, http.StatusOK)
 	w := lastWebhook(t, f.readAll(t, f.topics.Webhooks))
 	if schedule, own := w.Schedule(); w.TimeoutMS != nil || !own || len(schedule) != 0 || w.Success != "" || w.Concurrency(32) != 4 {
 		t.Errorf("got %+v, want the default timeout, no retries, and four attempts at once as before", w.Handling)
@@ -177,6 +182,7 @@ func TestHandling(t *testing.T) {
 		{`"retry_schedule":"30s"`, "wrong_type", "#/retry_schedule"},
 		{`"max_concurrency":0`, "invalid_value", "#/max_concurrency"},
 		{`"max_concurrency":513`, "invalid_value", "#/max_concurrency"},
+		{`"format":"xml"`, "invalid_value", "#/format"},
 		{`"success":"always"`, "invalid_value", "#/success"},
 		{`"final_statuses":[404,200]`, "invalid_value", "#/final_statuses/1"},
 		{`"final_statuses":[404,404]`, "invalid_value", "#/final_statuses"},

@@ -68,6 +68,7 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 	webhook := Webhook{
 		ID: exampleWebhook, Organization: "acme", Account: "north", Active: true, URL: "https://example.com/hook",
 		Events: []string{"medical-encounters", "*.removed"}, Description: "encounters", Metadata: map[string]string{"team": "blue"},
+		Format: FormatCloudEvents,
 		Handling: Handling{
 			TimeoutMS: new(20_000), RetrySchedule: []string{"30s", "1h30m"}, MaxConcurrency: new(4),
 			Success: Success2xx, FinalStatuses: []int{400, 404},
@@ -136,6 +137,9 @@ func addLogged(topics Topics, all map[string]example) {
 
 	delivery := exampleDelivery()
 	all["delivery"] = example{delivery.Record(topics.Deliveries), nil, "body"}
+	cloud := delivery
+	cloud.Format, cloud.Body = FormatCloudEvents, AppendFormatted(nil, FormatCloudEvents, &event)
+	all["delivery-cloudevents"] = example{cloud.Record(topics.Deliveries), nil, ""}
 	delivery.ID = DeliveryID{Topic: exampleTopic, Partition: 3, Offset: 99}
 	delivery.Attempt, delivery.Parks, delivery.DueAt, delivery.FirstAttemptAt = 2, 1, moment(30), moment(7)
 	all["retry"] = example{delivery.Record(topics.Retry[0]), nil, "body"}
@@ -201,7 +205,7 @@ func decode(name string, r *kgo.Record) (any, error) {
 		return DecodeChange(r)
 	case "outcome":
 		return DecodeOutcome(r)
-	case "delivery":
+	case "delivery", "delivery-cloudevents":
 		return DecodeDelivery(r, [16]byte{1})
 	case "retry", "dead-letter":
 		return DecodeDelivery(r, [16]byte{})

@@ -30,6 +30,7 @@ const (
 	headerAcceptedAt      = "accepted_at"
 	headerRoutedAt        = "routed_at"
 	headerCause           = "cause"
+	headerFormat          = "format"
 
 	headerAttempt        = "attempt"
 	headerParks          = "parks"
@@ -55,7 +56,9 @@ type Delivery struct {
 	// events topic took it; RoutedAt when the router decided.
 	EventTime, AcceptedAt, RoutedAt time.Time
 	Cause                           Cause
-	Body                            []byte
+	// Format is what Body was made in: that of the webhook when it was routed.
+	Format Format
+	Body   []byte
 
 	// The rest is set in retry tiers, held and dead-letters only.
 
@@ -88,6 +91,9 @@ func (d *Delivery) Record(topic string) *kgo.Record {
 	headers = appendTime(headers, headerAcceptedAt, d.AcceptedAt)
 	headers = appendTime(headers, headerRoutedAt, d.RoutedAt)
 	headers = appendText(headers, headerCause, string(d.Cause))
+	if d.Format != FormatPlain {
+		headers = appendText(headers, headerFormat, string(d.Format))
+	}
 	if d.ID != (DeliveryID{}) {
 		headers = appendText(headers, headerDeliveryID, d.ID.String())
 		headers = appendInt(headers, headerAttempt, int64(d.Attempt))
@@ -143,6 +149,8 @@ func (d *Delivery) set(read *headerReader, key string, value []byte) {
 		d.RoutedAt = read.time(key, value)
 	case headerCause:
 		d.Cause = Cause(value)
+	case headerFormat:
+		d.Format = Format(value)
 	default:
 		d.setWaiting(read, key, value)
 	}
@@ -185,6 +193,9 @@ func (d *Delivery) check(r *kgo.Record) error {
 	case CauseEvent, CausePing, CauseRetry, CauseReplay:
 	default:
 		return Invalid(CodeInvalidRecord, "#/"+headerCause, fmt.Sprintf("cause %.20q is not known", string(d.Cause)))
+	}
+	if !validFormat(string(d.Format)) {
+		return Invalid(CodeInvalidRecord, "#/"+headerFormat, fmt.Sprintf("format %.20q is not known", string(d.Format)))
 	}
 	if d.ID == (DeliveryID{}) {
 		return Invalid(CodeInvalidRecord, "#/"+headerDeliveryID, "header missing")

@@ -179,3 +179,26 @@ func TestSoundEventsHaveNoProblems(t *testing.T) {
 		t.Error("no event drawn was sound")
 	}
 }
+
+func TestCloudEventBody(t *testing.T) {
+	const payload = `{"b": 1e400, "a":0.1000,"a":2, "s":"\u00e9\/\ud800"}`
+	e := Event{
+		ID: `é"<`, Name: "labs.created", Organization: "o1", Account: "a1", Subject: "s", Time: time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC),
+		Payload: []byte(payload), Extensions: []Attribute{{"traceparent", "00-x"}},
+	}
+	body := AppendFormatted(nil, FormatCloudEvents, &e)
+	got, err := DecodeCloudEvent(body)
+	if err != nil || string(got.Payload) != payload || got.ID != e.ID || got.Name != e.Name || got.Source != DefaultSource || got.Organization != "o1" ||
+		got.Account != "a1" || got.Subject != "s" || !got.Time.Equal(e.Time) || len(got.Extensions) != 1 || got.Extensions[0] != e.Extensions[0] {
+		t.Errorf("%s is read as %+v, %v", body, got, err)
+	}
+	bare := AppendFormatted(nil, FormatCloudEvents, &Event{ID: "1", Name: "ping", Organization: "o", Source: "/x"})
+	if want := `{"specversion":"1.0","id":"1","source":"/x","type":"ping","organization":"o"}`; string(bare) != want {
+		t.Errorf("got %s, want %s", bare, want)
+	}
+	for _, f := range []Format{"", FormatPlain} {
+		if got, want := string(AppendFormatted(nil, f, &e)), string(AppendBody(nil, &e)); got != want {
+			t.Errorf("format %q: got %s, want %s", f, got, want)
+		}
+	}
+}

@@ -28,6 +28,7 @@ var rules = sync.OnceValue(func() *validator.Validate {
 		"scope":     ValidScope,
 		"delay":     validDelay,
 
+		"format":      validFormat,
 		"headername":  ValidHeaderName,
 		"headervalue": ValidHeaderValue,
 	} {
@@ -169,6 +170,8 @@ func detailOf(b validator.FieldError) string {
 		return scheduleDetail()
 	case "headers":
 		return "the same name twice"
+	case "format":
+		return "must be plain or cloudevents"
 	case "headername":
 		return "not a header that a webhook may set: 1 to 100 token characters, none that frames the message or is Postrider's own"
 	case "headervalue":

@@ -23,6 +23,8 @@ type Webhook struct {
 	Events      []string          `json:"events" validate:"min=1,max=100,unique,dive,pattern"`
 	Description string            `json:"description,omitempty" validate:"max=1000,text"`
 	Metadata    map[string]string `json:"metadata,omitempty" validate:"max=50,dive,keys,min=1,max=64,text,endkeys,max=512,text"`
+	// Format is that of its requests' bodies; empty: FormatPlain.
+	Format Format `json:"format,omitempty" validate:"format"`
 	Handling
 	// Headers and Auth go with each of its requests.
 	Headers []Header `json:"headers,omitempty" validate:"max=20,headers,dive"`

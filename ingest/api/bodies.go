@@ -45,13 +45,14 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		Events       patterns          `json:"events"`
 		Description  string            `json:"description"`
 		Metadata     map[string]string `json:"metadata"`
+		Format       schemas.Format    `json:"format"`
 		Headers      []headerBody      `json:"headers"`
 		Auth         *authBody         `json:"auth"`
 		Signatures   []string          `json:"signatures"`
 		Secret       *string           `json:"secret"`
 		schemas.Handling
 	}{Active: true}
-	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata", "headers", "auth", "signatures", "secret"}, handlingMembers()...)
+	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata", "format", "headers", "auth", "signatures", "secret"}, handlingMembers()...)
 	err = schemas.DecodeStrict(body, &create, known...)
 	if err != nil {
 		return w, nil, err
@@ -71,6 +72,7 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		Events:       create.Events,
 		Description:  create.Description,
 		Metadata:     create.Metadata,
+		Format:       create.Format,
 		Handling:     create.Handling,
 		Signatures:   create.Signatures,
 		Generation:   1,
@@ -135,7 +137,7 @@ type setter func(*schemas.Webhook) error
 func (s *Server) parsePatch(body []byte) ([]setter, error) {
 	var members map[string]json.RawMessage
 	readOnly := []string{"id", "organization", "account", "public_keys", "revision", "created_at", "updated_at", "secret"}
-	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "headers", "auth", "signatures"}, handlingMembers(), readOnly)
+	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "format", "headers", "auth", "signatures"}, handlingMembers(), readOnly)
 	if err := schemas.DecodeStrict(body, &members, known...); err != nil {
 		return nil, err
 	}
@@ -197,6 +199,9 @@ func (s *Server) parsePlain(name string, raw json.RawMessage) (func(*schemas.Web
 	case "metadata":
 		metadata, err := member[map[string]*string](name, raw)
 		return func(w *schemas.Webhook) { patchMetadata(w, metadata) }, err
+	case "format":
+		format, err := member[schemas.Format](name, raw)
+		return func(w *schemas.Webhook) { w.Format = format }, err
 	case "signatures":
 		schemes, err := member[[]string](name, raw)
 		return func(w *schemas.Webhook) { w.Signatures = schemes }, err

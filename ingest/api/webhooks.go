@@ -235,8 +235,9 @@ func (s *Server) ping(ctx context.Context, c *call, id string) error {
 		WebhookID: w.ID, WebhookRevision: w.Revision,
 		EventID: e.ID, Event: e.Name, Organization: e.Organization, Account: e.Account,
 		EventTime: at, AcceptedAt: at, RoutedAt: at,
-		Cause: schemas.CausePing,
-		Body:  schemas.AppendBody(nil, &e),
+		Cause:  schemas.CausePing,
+		Format: w.Format,
+		Body:   schemas.AppendFormatted(nil, w.Format, &e),
 	}
 	if errs := s.Publisher.Publish(ctx, d.Record(s.Topics.Deliveries)); errs != nil {
 		return errs[0]

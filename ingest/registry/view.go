@@ -16,6 +16,7 @@ type WebhookView struct {
 	Events       []string          `json:"events"`
 	Description  string            `json:"description,omitempty"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
+	Format       schemas.Format    `json:"format,omitempty"`
 	schemas.Handling
 	Headers    []HeaderView `json:"headers,omitempty"`
 	Auth       *AuthView    `json:"auth,omitempty"`
@@ -87,6 +88,7 @@ func ViewWebhook(w *schemas.Webhook) WebhookView {
 		Events:       w.Events,
 		Description:  w.Description,
 		Metadata:     w.Metadata,
+		Format:       w.Format,
 		Handling:     w.Handling,
 		Headers:      viewHeaders(w.Headers),
 		Auth:         viewAuth(w.Auth),

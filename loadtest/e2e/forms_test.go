@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/postrider/postrider/loadtest/pipeline"
 	"github.com/postrider/postrider/loadtest/receiver"
+	"github.com/postrider/postrider/schemas"
 )
 
 // form is an event in one of the three forms that the events topic has.
@@ -160,6 +162,7 @@ func TestSignatures(t *testing.T) {
 		s.post(t, fmt.Sprintf(`{"event":"a.b","organization":"acme","payload":{"n":%d,"text":"é😀"}}`, i))
 	}
 	requests := s.receiver.WaitFor(t, "/signed", 3, soon)
+	requests = append(requests, s.cloudEvent(t, hook)...)
 	var lines strings.Builder
 	for _, r := range requests {
 		if err := r.Verify(hook.Secret); err != nil {
@@ -180,6 +183,20 @@ func TestSignatures(t *testing.T) {
 	verify.Env = append(os.Environ(), "NODE_PATH="+modules)
 	verify.Stdin = strings.NewReader(lines.String())
 	runCommand(t, verify)
+}
+
+// cloudEvent has the webhook's format changed, and returns the request that is then a CloudEvent.
+func (s *system) cloudEvent(t *testing.T, hook webhook) []receiver.Request {
+	t.Helper()
+	const payload = `{"n": 1e400,"text":"\u00e9\/" }`
+	s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+hook.ID, `{"format":"cloudevents"}`)
+	id := s.post(t, `{"event":"a.b","organization":"acme","payload":`+payload+`}`)
+	r := s.receiver.WaitFor(t, hook.Path, 4, soon)[3]
+	want := `{"specversion":"1.0","id":"` + id + `","source":"postrider","type":"a.b","organization":"acme","datacontenttype":"application/json","data":` + payload + `}`
+	if string(r.Body) != want || r.Header.Get("Content-Type") != schemas.ContentTypeCloudEvent {
+		t.Errorf("got %s as %q, want %s", r.Body, r.Header.Get("Content-Type"), want)
+	}
+	return []receiver.Request{r}
 }
 
 func webhookHeaders(r receiver.Request) map[string]string {

@@ -107,7 +107,7 @@ func (t *transaction) route(it *item, to *progress) bool {
 	return true
 }
 
-// deliver writes the event's deliveries to targets until the transaction is full, at least one, and returns how many. All share one body.
+// deliver writes the event's deliveries to targets until the transaction is full, at least one, and returns how many. All of a format share one body.
 func (t *transaction) deliver(it *item, targets []*table.Webhook) (written int) {
 	if len(targets) == 0 {
 		return 0
@@ -117,10 +117,19 @@ func (t *transaction) deliver(it *item, targets []*table.Webhook) (written int) 
 		EventID: e.ID, Event: e.Name, Organization: e.Organization, Account: e.Account,
 		EventTime: e.Time, AcceptedAt: it.record.Timestamp, RoutedAt: t.routedAt,
 		Cause: schemas.CauseEvent,
-		Body:  schemas.AppendBody(nil, e),
 	}
+	var plain, cloud []byte
 	for written < len(targets) && !t.full() {
-		d.WebhookID, d.WebhookRevision = targets[written].ID, targets[written].Revision
+		to := targets[written]
+		d.WebhookID, d.WebhookRevision, d.Format = to.ID, to.Revision, to.Format
+		body := &plain
+		if to.Format == schemas.FormatCloudEvents {
+			body = &cloud
+		}
+		if *body == nil {
+			*body = schemas.AppendFormatted(nil, to.Format, e)
+		}
+		d.Body = *body
 		t.write(d.Record(t.topics.Deliveries))
 		written++
 	}

@@ -91,6 +91,9 @@ func (w *world) transact(b *batch, most limits, commit bool) {
 			if err != nil {
 				w.t.Fatal(err)
 			}
+			if asked := w.webhook(d.WebhookID).Format; strings.HasPrefix(string(d.Body), `{"specversion":`) != (asked == schemas.FormatCloudEvents) {
+				w.t.Fatalf("body %s of a webhook that asks for %s", d.Body, asked)
+			}
 			w.deliveries[d.EventID+" "+d.WebhookID]++
 		case w.topics.Routed:
 			routed, err := schemas.DecodeRouted(r)
@@ -108,6 +111,16 @@ func (w *world) transact(b *batch, most limits, commit bool) {
 	}
 }
 
+func (w *world) webhook(id string) *table.Webhook {
+	for _, known := range w.webhooks {
+		if known.ID == id {
+			return known
+		}
+	}
+	w.t.Fatalf("a delivery to webhook %q, which is none", id)
+	return nil
+}
+
 // TestEachWebhookOnceHoweverTransactionsEnd routes a log in transactions of any size, which commit, abort or are cut off by a crash at will, and holds
 // what was committed to what the log and the webhooks ask for.
 func TestEachWebhookOnceHoweverTransactionsEnd(t *testing.T) {
@@ -115,7 +128,8 @@ func TestEachWebhookOnceHoweverTransactionsEnd(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{t: t, topics: schemas.NewTopics("test."), deliveries: make(map[string]int)}
 		for i := range rapid.IntRange(0, 40).Draw(t, "webhooks") {
-			w.webhooks = append(w.webhooks, &table.Webhook{ID: fmt.Sprintf("wh_%02d", i), Revision: 1})
+			format := []schemas.Format{schemas.FormatPlain, schemas.FormatCloudEvents}[i%2]
+			w.webhooks = append(w.webhooks, &table.Webhook{ID: fmt.Sprintf("wh_%02d", i), Revision: 1, Format: format})
 		}
 		want := make(map[string]int)
 		results := make(map[int64]schemas.RoutedResult)

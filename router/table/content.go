@@ -14,6 +14,7 @@ import (
 type Webhook struct {
 	ID       string
 	Revision int64
+	Format   schemas.Format
 }
 
 // A scope is what a webhook is installed on: an account, or with an empty account the organization itself.
@@ -67,7 +68,7 @@ func (c *content) applyWebhook(r *kgo.Record) error {
 		return nil
 	}
 	e := &entry{
-		Webhook:    &Webhook{ID: w.ID, Revision: w.Revision},
+		Webhook:    &Webhook{ID: w.ID, Revision: w.Revision, Format: w.Format},
 		scope:      scope{w.Organization, w.Account},
 		patterns:   w.Events,
 		active:     w.Active,

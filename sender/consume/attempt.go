@@ -26,14 +26,15 @@ func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 	}
 	secrets, keys := w.open(s.cfg.KeyRing, s.log, time.Now())
 	a := s.client.Do(ctx, deliver.Request{
-		URL:       w.URL,
-		MessageID: d.MessageID(),
-		Sequence:  d.ID.Offset,
-		Secrets:   secrets,
-		Keys:      keys,
-		Headers:   w.headers, // open has made them
-		Body:      d.Body,
-		Timeout:   w.Timeout(),
+		URL:         w.URL,
+		MessageID:   d.MessageID(),
+		Sequence:    d.ID.Offset,
+		Secrets:     secrets,
+		Keys:        keys,
+		Headers:     w.headers, // open has made them
+		Body:        d.Body,
+		ContentType: d.Format.ContentType(),
+		Timeout:     w.Timeout(),
 	})
 	v := deliver.Judge(&a, w.answers())
 	now := time.Now()

@@ -64,6 +64,8 @@ type Request struct {
 	Keys    []ed25519.PrivateKey
 	// Headers are the webhook's own. Names and values are what schemas allows: to see to it is the caller's.
 	Headers []Header
+	// ContentType is the body's; application/json where empty.
+	ContentType string
 	// Body is only read, and not kept after Do returned.
 	Body []byte
 	// Timeout is DefaultTimeout where 0.

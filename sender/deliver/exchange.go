@@ -3,6 +3,7 @@ package deliver
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -80,7 +81,7 @@ func (x *exchange) prepare(to *endpoint, r *Request, userAgent string, now time.
 	h.SetHost(to.Authority)
 	h.SetRequestURI(to.Path)
 	h.SetUserAgent(userAgent)
-	h.SetContentType(schemas.ContentTypeJSON)
+	h.SetContentType(cmp.Or(r.ContentType, schemas.ContentTypeJSON))
 	h.Set(schemas.HeaderWebhookID, r.MessageID)
 	x.value = strconv.AppendInt(x.value[:0], now.Unix(), 10)
 	h.SetBytesV(schemas.HeaderWebhookTimestamp, x.value)
