@@ -147,10 +147,11 @@ func TestPatchIsExact(t *testing.T) {
 func TestHandling(t *testing.T) {
 	f, r := start(t)
 	body := `{"organization":"acme","url":"https://example.com","events":"a","timeout_ms":2000,"retry_schedule":["30s","1h30m"],` +
-		`"max_concurrency":4,"success":"2xx","final_statuses":[400,404],"format":"cloudevents"}`
+		`"max_concurrency":4,"success":"2xx","final_statuses":[400,404],"format":"cloudevents",` +
+		`"rate_limit":{"count":90,"per":"minute"}}`
 	got := r.do(t, request{path: "/v1/webhooks", body: body}).want(t, http.StatusCreated)
 	path := "/v1/webhooks/" + got.text("id")
-	for _, member := range []string{`"timeout_ms":2000`, `"retry_schedule":["30s","1h30m"]`, `"max_concurrency":4`, `"success":"2xx"`, `"final_statuses":[400,404]`, `"format":"cloudevents"`} {
+	for _, member := range []string{`"timeout_ms":2000`, `"retry_schedule":["30s","1h30m"]`, `"max_concurrency":4`, `"success":"2xx"`, `"final_statuses":[400,404]`, `"format":"cloudevents"`, `"rate_limit":{"count":90,"per":"minute"}`} {
 		if !strings.Contains(got.raw, member) {
 			t.Errorf("got %s, want it to hold %s", got.raw, member)
 		}
@@ -182,6 +183,9 @@ func TestHandling(t *testing.T) {
 		{`"retry_schedule":"30s"`, "wrong_type", "#/retry_schedule"},
 		{`"max_concurrency":0`, "invalid_value", "#/max_concurrency"},
 		{`"max_concurrency":513`, "invalid_value", "#/max_concurrency"},
+		{`"rate_limit":{"count":-1,"per":"second"}`, "invalid_value", "#/rate_limit/count"},
+		{`"rate_limit":{"count":1,"per":"hour"}`, "invalid_value", "#/rate_limit/per"},
+		{`"rate_limit":5`, "wrong_type", "#/rate_limit"},
 		{`"format":"xml"`, "invalid_value", "#/format"},
 		{`"success":"always"`, "invalid_value", "#/success"},
 		{`"final_statuses":[404,200]`, "invalid_value", "#/final_statuses/1"},

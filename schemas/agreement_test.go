@@ -71,7 +71,8 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 		Format: FormatCloudEvents,
 		Handling: Handling{
 			TimeoutMS: new(20_000), RetrySchedule: []string{"30s", "1h30m"}, MaxConcurrency: new(4),
-			Success: Success2xx, FinalStatuses: []int{400, 404},
+			RateLimit: &RateLimit{Count: 90, Per: "minute"},
+			Success:   Success2xx, FinalStatuses: []int{400, 404},
 		},
 		Headers:    []Header{{Name: "X-Team", Value: "blue"}, {Name: "X-Token", Sealed: &sealed}},
 		Auth:       &Auth{Type: AuthBasic, Username: "postrider", Sealed: sealed},

@@ -15,10 +15,27 @@ type Handling struct {
 	RetrySchedule []string `json:"retry_schedule,omitzero" validate:"omitnil,max=50,schedule,dive,delay"`
 	// MaxConcurrency bounds the attempts that run at once.
 	MaxConcurrency *int `json:"max_concurrency,omitempty" validate:"omitnil,min=1,max=512"`
+	// RateLimit bounds the attempts that begin in a time.
+	RateLimit *RateLimit `json:"rate_limit,omitempty"`
 	// Success says which statuses mean delivered: Success200, the default, or Success2xx.
 	Success string `json:"success,omitempty" validate:"omitempty,oneof=200 2xx"`
 	// FinalStatuses are those after which no further attempt is made.
 	FinalStatuses []int `json:"final_statuses,omitempty" validate:"max=100,unique,dive,min=300,max=599"`
+}
+
+// RateLimit is a number of attempts per second or minute. They begin evenly spaced:
+// in no second, or minute, do more than Count.
+type RateLimit struct {
+	Count int    `json:"count" validate:"min=1,max=10000"`
+	Per   string `json:"per" validate:"oneof=second minute"`
+}
+
+// Period is the second or minute.
+func (r *RateLimit) Period() time.Duration {
+	if r.Per == "minute" {
+		return time.Minute
+	}
+	return time.Second
 }
 
 // Values of Handling.Success.

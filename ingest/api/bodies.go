@@ -212,7 +212,7 @@ func (s *Server) parsePlain(name string, raw json.RawMessage) (func(*schemas.Web
 
 // handlingMembers are the names of schemas.Handling.
 func handlingMembers() []string {
-	return []string{"timeout_ms", "retry_schedule", "max_concurrency", "success", "final_statuses"}
+	return []string{"timeout_ms", "retry_schedule", "max_concurrency", "rate_limit", "success", "final_statuses"}
 }
 
 // parseHandling reads a member of how a target is served; null gives it its default.
@@ -227,6 +227,9 @@ func parseHandling(name string, raw json.RawMessage) (func(*schemas.Webhook), er
 	case "max_concurrency":
 		most, err := member[*int](name, raw)
 		return func(w *schemas.Webhook) { w.MaxConcurrency = most }, err
+	case "rate_limit":
+		limit, err := member[*schemas.RateLimit](name, raw)
+		return func(w *schemas.Webhook) { w.RateLimit = limit }, err
 	case "success":
 		success, err := member[string](name, raw)
 		return func(w *schemas.Webhook) { w.Success = success }, err

@@ -27,6 +27,7 @@ func TestOpenAPIDescribesAnswers(t *testing.T) {
 	}
 	for name, answer := range map[string]reflect.Type{
 		"Webhook":       reflect.TypeFor[registry.WebhookView](),
+		"RateLimit":     reflect.TypeFor[schemas.RateLimit](),
 		"Header":        reflect.TypeFor[registry.HeaderView](),
 		"ShownAuth":     reflect.TypeFor[registry.AuthView](),
 		"Auth":          reflect.TypeFor[authBody](),

@@ -46,6 +46,7 @@ func (b *board) admit(now time.Time) round {
 	defer b.mu.Unlock()
 	var r round
 	b.blocked = false
+	b.paceLocked(now, &r)
 	kept := b.active[:0]
 	for _, src := range b.active {
 		steps := 0
@@ -74,6 +75,30 @@ func (b *board) admit(now time.Time) round {
 	}
 	r.pending = len(b.results)
 	return r
+}
+
+// pace begins what waited in lanes for its time, where nothing else is begun any more.
+func (b *board) pace(now time.Time) []*item {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var r round
+	b.paceLocked(now, &r)
+	return r.begin
+}
+
+// paceLocked begins what waited in lanes for its time, and wakes for the next.
+func (b *board) paceLocked(now time.Time, r *round) {
+	for l := range b.paced {
+		for it := l.beginNext(now); it != nil; it = l.beginNext(now) {
+			b.begunLocked(it)
+			r.begin = append(r.begin, it)
+		}
+		if l.waits(now) {
+			r.wakeAt(l.nextAt)
+		} else {
+			delete(b.paced, l)
+		}
+	}
 }
 
 func (r *round) wakeAt(at time.Time) {
@@ -184,6 +209,10 @@ func (b *board) headLocked(src *source, now time.Time, r *round) bool {
 	} else {
 		b.waiting++
 		it.lane.queue = append(it.lane.queue, it)
+		if it.lane.waits(now) {
+			b.paced[it.lane] = struct{}{}
+			r.wakeAt(it.lane.nextAt)
+		}
 	}
 	return src.pop()
 }
@@ -215,13 +244,13 @@ func (b *board) holdLocked(src *source, now time.Time) verdict {
 }
 
 func (b *board) laneLocked(webhookID string) *lane {
-	most := b.most(webhookID)
+	bounds := b.bounds(webhookID)
 	l := b.lanes[webhookID]
 	if l == nil {
-		l = newLane(most)
+		l = newLane(bounds.most)
 		b.lanes[webhookID] = l
 	}
-	l.bound(most)
+	l.bound(bounds)
 	return l
 }
 

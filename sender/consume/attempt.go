@@ -43,7 +43,7 @@ func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 		return nil
 	case deliver.Park:
 		s.metrics.parked.Inc()
-		return []*kgo.Record{s.board.effects.park(it, now, 0)}
+		return []*kgo.Record{s.board.effects.park(it, now, parking{})}
 	case deliver.Delivered, deliver.Retry, deliver.Final:
 	}
 	result, records, err := s.board.effects.attempted(it, w, &a, v, now, rand.Float64()) //nolint:gosec // spreads retries

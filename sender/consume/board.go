@@ -66,13 +66,14 @@ type batch struct {
 // neither clients nor clocks, and blocks on nothing.
 type board struct {
 	effects *effects
-	most    func(webhookID string) int // attempts of a webhook that may run at once
-	budget  int64                      // bytes that may be in flight
+	bounds  func(webhookID string) laneBounds
+	budget  int64 // bytes that may be in flight
 
 	mu         sync.Mutex // guards the rest
 	sources    map[place]*source
 	active     []*source // sources with something to do, in turn
 	lanes      map[string]*lane
+	paced      map[*lane]struct{} // lanes whose first in queue waits for its time
 	results    []result
 	inFlight   int64 // bytes of everything started and not committed
 	running    int   // attempts, those of partitions given up included
@@ -85,10 +86,10 @@ type board struct {
 	assignments int
 }
 
-func newBoard(e *effects, most func(webhookID string) int, budget int64) *board {
+func newBoard(e *effects, bounds func(webhookID string) laneBounds, budget int64) *board {
 	return &board{
-		effects: e, most: most, budget: budget,
-		sources: make(map[place]*source), lanes: make(map[string]*lane), generation: -1,
+		effects: e, bounds: bounds, budget: budget,
+		sources: make(map[place]*source), lanes: make(map[string]*lane), paced: make(map[*lane]struct{}), generation: -1,
 	}
 }
 
@@ -241,16 +242,26 @@ func (b *board) finish(it *item, records []*kgo.Record, now time.Time) ended {
 	} else {
 		b.inFlight -= it.size
 	}
-	it.lane.bound(b.most(it.delivery.WebhookID))
+	it.lane.bound(b.bounds(it.delivery.WebhookID))
 	next, more := it.lane.end(it, now)
-	for _, begun := range [...]*item{next, more} {
-		if begun != nil {
+	b.begunLocked(next, more)
+	blocked := b.blocked
+	if it.lane.waits(now) {
+		b.paced[it.lane] = struct{}{}
+		blocked = true // admit knows when to wake
+	}
+	return ended{next, more, len(b.results), blocked}
+}
+
+// begunLocked notes items whose attempts begin, of those that waited in lanes; nil is none.
+func (b *board) begunLocked(begun ...*item) {
+	for _, it := range begun {
+		if it != nil {
 			b.waiting--
 			b.running++
-			begun.source.running++
+			it.source.running++
 		}
 	}
-	return ended{next, more, len(b.results), b.blocked}
 }
 
 // take takes all results for a transaction, with what their partitions commit.

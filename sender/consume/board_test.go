@@ -28,6 +28,9 @@ func TestLaneTake(t *testing.T) {
 		{"all places taken", lane{running: 4, pace: 100 * time.Millisecond, progress: now}, 3, 1000, 1 << 20, queue},
 		{"a long queue", lane{running: 4, pace: time.Second, progress: now}, 4, 1000, 1 << 20, park},
 		{"nothing ends any more", lane{running: 4, pace: time.Millisecond, progress: now.Add(-2 * time.Second)}, 0, 1000, 1 << 20, park},
+		{"its time has not come", lane{laneBounds: laneBounds{interval: time.Second / 2}, nextAt: now.Add(time.Second / 2)}, 0, 1000, 1 << 20, queue},
+		{"its time is far", lane{laneBounds: laneBounds{interval: time.Minute}, nextAt: now.Add(time.Minute)}, 0, 1000, 1 << 20, park},
+		{"others wait for their time", lane{laneBounds: laneBounds{interval: time.Second / 2}, nextAt: now.Add(time.Second / 2)}, 10, 1000, 1 << 20, park},
 		{"over its share, quick", lane{running: 4, pace: time.Millisecond, progress: now}, 6, 40, 1 << 20, hold},
 		{"over its share, slow", lane{running: 4, pace: time.Minute, progress: now}, 6, 40, 1 << 20, park},
 		{"over its share of bytes", lane{running: 1, bytes: 1 << 18, progress: now}, 0, 1000, 1 << 20, hold},
@@ -35,7 +38,8 @@ func TestLaneTake(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			l := test.lane
-			l.most, l.places = 4, 4
+			l.places = 4
+			l.laneBounds.most = 4
 			l.queue = make([]*item, test.waiting)
 			if got := l.take(now, 500, test.free, test.bytes); got != test.want {
 				t.Errorf("verdict %d, want %d", got, test.want)
@@ -59,6 +63,50 @@ func TestCreditIsATenthInTheLongRun(t *testing.T) {
 	}
 }
 
+// TestRateLimitIsNeverExceeded lets a lane work off what it has, on a clock whose
+// timers are late now and then, and counts the attempts of each second.
+func TestRateLimitIsNeverExceeded(t *testing.T) {
+	for _, count := range []int{1, 5, 60, 1000} {
+		limit := &schemas.RateLimit{Count: count, Per: "second"}
+		s := startStage(t, 64<<20)
+		s.bounds = func(string) laneBounds { return laneBounds{most: 32, interval: interval(limit)} }
+		var begun []time.Time
+		late := time.Duration(0)
+		for end := s.now.Add(10 * time.Second); s.now.Before(end); {
+			if len(s.sources[place{s.effects.topics.Deliveries, 0}].queue) == 0 {
+				s.poll(s.effects.topics.Deliveries, "w", 100, nil)
+			}
+			r := s.admit(s.now)
+			for _, it := range r.begin {
+				begun = append(begun, s.now)
+				s.finish(it, []*kgo.Record{{}}, s.now)
+			}
+			s.release(s.take())
+			next := s.now.Add(recheck)
+			if !r.wake.IsZero() && r.wake.Before(next) {
+				next = r.wake
+			}
+			late = (late + 3*time.Millisecond) % (25 * time.Millisecond)
+			s.now = later(next, s.now.Add(time.Millisecond/4)).Add(late)
+		}
+		for i := range begun {
+			if i >= count && begun[i].Sub(begun[i-count]) < time.Second {
+				t.Fatalf("%d a second: %d attempts in %v", count, count+1, begun[i].Sub(begun[i-count]))
+			}
+		}
+		if least := count * 10 * 3 / 4; count <= 60 && len(begun) < least {
+			t.Errorf("%d a second: %d attempts in 10 s, want at least %d", count, len(begun), least)
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 func TestLaneIsBoundAnew(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	l := newLane(32)
@@ -67,7 +115,7 @@ func TestLaneIsBoundAnew(t *testing.T) {
 	}
 	l.queue = []*item{{lane: l, size: 1}}
 	l.bytes = 9
-	l.bound(2)
+	l.bound(laneBounds{most: 2})
 	for running := 7; running > 1; running-- {
 		if next, _ := l.end(&item{lane: l, size: 1, started: now}, now); next != nil {
 			t.Fatalf("begun with %d running, want none while 2 are allowed", running)
@@ -114,7 +162,7 @@ type stage struct {
 func startStage(t *testing.T, budget int64) *stage {
 	t.Helper()
 	topics := schemas.NewTopics("")
-	b := newBoard(&effects{topics: topics, topicID: [16]byte{1}, schedule: retry.DefaultSchedule(), instance: "a"}, func(string) int { return 4 }, budget)
+	b := newBoard(&effects{topics: topics, topicID: [16]byte{1}, schedule: retry.DefaultSchedule(), instance: "a"}, func(string) laneBounds { return laneBounds{most: 4} }, budget)
 	s := &stage{board: b, now: time.Unix(1_700_000_000, 0), offsets: make(map[string]int64)}
 	places := []place{{topics.Deliveries, 0}, {topics.Retry[0], 0}}
 	b.assign(places, "member", 1)
@@ -270,11 +318,11 @@ func TestTiersAreFetchedOnlyBelowTheirEnds(t *testing.T) {
 	}
 	starts := map[kafka.Place]int64{{Topic: tier.topic}: 5, {Topic: topics.Deliveries}: 0}
 	ends := map[kafka.Place]int64{{Topic: tier.topic}: 5, {Topic: topics.Deliveries}: 0}
-	s.bounds(s.assignment()-1, starts, ends)
+	s.logEnds(s.assignment()-1, starts, ends)
 	if r := s.settle(); len(r.pause) != 0 {
 		t.Fatalf("paused %v by ends asked for under the assignment before, want nothing", r.pause)
 	}
-	s.bounds(s.assignment(), starts, ends)
+	s.logEnds(s.assignment(), starts, ends)
 	if r := s.settle(); len(r.pause) != 1 || r.pause[0] != tier {
 		t.Fatalf("paused %v, want the empty tier and never deliveries", r.pause)
 	}
@@ -290,7 +338,7 @@ func TestTiersAreFetchedOnlyBelowTheirEnds(t *testing.T) {
 	}
 	// The marker of that transaction is found by asking.
 	ends[kafka.Place{Topic: tier.topic}] = 7
-	s.bounds(s.assignment(), starts, ends)
+	s.logEnds(s.assignment(), starts, ends)
 	if r := s.settle(); len(r.resume) != 1 {
 		t.Fatalf("resumed %v below the end, want the tier", r.resume)
 	}

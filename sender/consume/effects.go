@@ -92,11 +92,14 @@ func (e *effects) rejected(r *kgo.Record, err error) *kgo.Record {
 	return schemas.RejectedRecord(e.topics.Rejected, r, err)
 }
 
-// park returns the record of a delivery that is put off without an attempt;
-// expected is how long until there is room for it.
-func (e *effects) park(it *item, now time.Time, expected time.Duration) *kgo.Record {
+// park returns the record of a delivery that is put off without an attempt, for as
+// long as it takes until there is room for it.
+func (e *effects) park(it *item, now time.Time, wait parking) *kgo.Record {
 	d := it.delivery
-	step := retry.Park(d.Parks, now, expected)
+	step := retry.Park(d.Parks, now, wait.expected)
+	if wait.known {
+		step = retry.ParkFor(now, wait.expected)
+	}
 	d.Parks++
 	return e.waiting(&d, it.record, step, now)
 }

@@ -35,9 +35,9 @@ func (b *board) assignment() int {
 	return b.assignments
 }
 
-// bounds takes where the logs start and end, as asked for under an assignment.
+// logEnds takes where the logs start and end, as asked for under an assignment.
 // Ends only grow: an answer may be older than what was written since.
-func (b *board) bounds(assignment int, starts, ends map[kafka.Place]int64) {
+func (b *board) logEnds(assignment int, starts, ends map[kafka.Place]int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if assignment != b.assignments {
@@ -73,8 +73,8 @@ func (b *board) wrote(t batch) {
 	}
 }
 
-// boundsLoop asks for the ends of tiers and held after each assignment, and now and then.
-func (s *session) boundsLoop(ctx context.Context) {
+// endsLoop asks for the ends of tiers and held after each assignment, and now and then.
+func (s *session) endsLoop(ctx context.Context) {
 	tick := time.NewTicker(endsEvery)
 	defer tick.Stop()
 	for {
@@ -92,7 +92,7 @@ func (s *session) boundsLoop(ctx context.Context) {
 			s.log.Debug("ends of retry tiers are not known: what is not known to be empty is fetched", "error", err)
 			continue
 		}
-		s.board.bounds(assignment, starts, ends)
+		s.board.logEnds(assignment, starts, ends)
 		wake(s.kick)
 	}
 }

@@ -13,6 +13,9 @@ const (
 	// patience is the longest a delivery waits in memory for its lane: the
 	// shortest a retry tier could put it off.
 	patience = time.Second
+	// pacedPatience is the same under a rate limit: how long it takes is known, and
+	// what is parked comes back up to 5 % late.
+	pacedPatience = 5 * time.Second
 	// A lane may hold a quarter of what its partition, and the process, has
 	// free, so that n stuck lanes leave 1/(1+n/4) of it to the others: never
 	// nothing (dynamic thresholds; Choudhury and Hahne, 1998).
@@ -31,6 +34,8 @@ const (
 	// lane has too many at once. It is above the noise of a busy machine; and a
 	// machine that is the bottleneck itself settles at slack × its rate attempts.
 	slack = 50 * time.Millisecond
+	// lateness is what timers and a busy machine may cost of a rate: 1 % of one per second.
+	lateness = 10 * time.Millisecond
 	// laneIdle is how long a lane that has nothing to do keeps what it knows of its target.
 	laneIdle = 10 * time.Minute
 )
@@ -61,9 +66,27 @@ func (it *item) detach() {
 	}
 }
 
+// laneBounds are what a webhook's owner, or the sender, allows its lane.
+type laneBounds struct {
+	most     int           // attempts at once
+	interval time.Duration // between the beginnings of two; 0: at once
+}
+
+// interval is the time between the beginnings of two attempts under a rate limit.
+// One that begins late, as timers do, lets the next come sooner, by lateness at
+// most: so n of them may take that much less than n-1 intervals, and the interval
+// is longer by its share.
+func interval(r *schemas.RateLimit) time.Duration {
+	if r == nil {
+		return 0
+	}
+	return (r.Period() + lateness) / time.Duration(r.Count)
+}
+
 // lane is where the deliveries of one webhook wait for their attempts. The board's mutex guards it.
 type lane struct {
-	most    int     // places it may have
+	laneBounds
+
 	places  float64 // attempts that may run at once; see learn
 	running int
 	queue   []*item
@@ -73,6 +96,8 @@ type lane struct {
 	pace, best time.Duration
 	// progress is when an attempt ended last, or began while none was running.
 	progress time.Time
+	// nextAt is when the next attempt may begin, of a lane with an interval.
+	nextAt time.Time
 	// backlog is when the last of those parked will have had its turn.
 	backlog time.Time
 }
@@ -88,16 +113,25 @@ const (
 )
 
 func newLane(most int) *lane {
-	return &lane{most: most, places: float64(min(firstPlaces, most))}
+	return &lane{laneBounds: laneBounds{most: most}, places: float64(min(firstPlaces, most))}
 }
 
-// bound sets the places that the lane may have. Attempts that run beyond a lower
-// bound end; none begins until there are fewer.
-func (l *lane) bound(most int) {
-	if l.most != most {
-		l.most = most
-		l.places = min(l.places, float64(most))
+// bound sets what the lane is allowed. Attempts that run beyond a lower bound end;
+// none begins until there are fewer.
+func (l *lane) bound(b laneBounds) {
+	if b.most != l.most {
+		l.places = min(l.places, float64(b.most))
 	}
+	if b.interval != l.interval {
+		// The last attempt began an interval before nextAt: the new one counts from there.
+		l.nextAt = l.nextAt.Add(b.interval - l.interval)
+	}
+	l.laneBounds = b
+}
+
+// waits reports whether the first in queue waits for its time, and for nothing else.
+func (l *lane) waits(now time.Time) bool {
+	return len(l.queue) > 0 && l.running < l.limit() && now.Before(l.nextAt)
 }
 
 // limit is how many attempts may run at once.
@@ -137,43 +171,66 @@ func (l *lane) full(size int64, free int, freeBytes int64) bool {
 
 // expected is how long one more would wait for its attempt to begin.
 func (l *lane) expected(now time.Time) time.Duration {
+	var paced time.Duration
+	if l.interval > 0 {
+		paced = max(0, l.nextAt.Sub(now)) + time.Duration(len(l.queue))*l.interval
+	}
 	if l.running < l.limit() {
-		return 0
+		return paced
 	}
 	turn := time.Duration(len(l.queue)+1) * l.pace / time.Duration(l.limit())
 	// A target that has begun to hang shows first in that nothing ends.
-	return max(turn, now.Sub(l.progress))
+	return max(turn, paced, now.Sub(l.progress))
 }
 
 // quick reports whether places are known to fall free faster than quickStep.
-func (l *lane) quick() bool { return l.pace > 0 && l.pace <= quickStep*time.Duration(l.limit()) }
+func (l *lane) quick() bool {
+	return l.pace > 0 && l.pace <= quickStep*time.Duration(l.limit()) && l.interval <= quickStep
+}
+
+func (l *lane) patience() time.Duration {
+	if l.interval > 0 {
+		return pacedPatience
+	}
+	return patience
+}
 
 // take decides on one more delivery, except that hold may have to become park.
 func (l *lane) take(now time.Time, size int64, free int, freeBytes int64) verdict {
 	switch {
 	case l.full(size, free, freeBytes):
-		if l.expected(now) > patience {
+		if l.expected(now) > l.patience() {
 			return park
 		}
 		return hold
-	case l.running < l.limit():
+	case l.running < l.limit() && len(l.queue) == 0 && !now.Before(l.nextAt):
 		return begin
-	case l.expected(now) > patience:
+	case l.expected(now) > l.patience():
 		return park
 	default:
 		return queue
 	}
 }
 
+// parking is how long a delivery has to wait for its turn.
+type parking struct {
+	expected time.Duration
+	known    bool // by a rate limit; else it is a guess
+}
+
 // parked returns how long one more parked delivery has to wait until those
 // parked before it have had their turn at the target's best: what slows it now
 // may be over by then, and who comes too early is parked for twice as long.
-func (l *lane) parked(now time.Time) time.Duration {
-	if l.backlog.Before(now) {
-		l.backlog = now
+func (l *lane) parked(now time.Time) parking {
+	first := now
+	if l.interval > 0 {
+		first = now.Add(l.expected(now)) // behind those in queue
 	}
-	l.backlog = l.backlog.Add(l.best / time.Duration(l.limit()))
-	return l.backlog.Sub(now)
+	if l.backlog.Before(first) {
+		l.backlog = first
+	}
+	l.backlog = l.backlog.Add(max(l.best/time.Duration(l.limit()), l.interval))
+	return parking{l.backlog.Sub(now), l.interval > 0}
 }
 
 func (l *lane) begin(it *item, now time.Time) {
@@ -182,6 +239,13 @@ func (l *lane) begin(it *item, now time.Time) {
 	}
 	it.started = now
 	l.running++
+	if l.interval > 0 {
+		from := l.nextAt
+		if late := now.Add(-lateness); from.Before(late) {
+			from = late
+		}
+		l.nextAt = from.Add(l.interval)
+	}
 }
 
 // end notes that it's attempt has ended and returns what begins now: one in its
@@ -196,7 +260,7 @@ func (l *lane) end(it *item, now time.Time) (next, more *item) {
 
 // beginNext begins the first that waits, if there is a place.
 func (l *lane) beginNext(now time.Time) *item {
-	if len(l.queue) == 0 || l.running >= l.limit() {
+	if len(l.queue) == 0 || l.running >= l.limit() || now.Before(l.nextAt) {
 		return nil
 	}
 	it := l.queue[0]

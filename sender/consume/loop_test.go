@@ -124,6 +124,25 @@ func TestMaxConcurrency(t *testing.T) {
 	}
 }
 
+// TestRateLimit stops a sender with deliveries that wait for their time: another goes on with them.
+func TestRateLimit(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	w := r.webhook(t, "/ok", func(w *schemas.Webhook) { w.RateLimit = &schemas.RateLimit{Count: 20, Per: "second"} })
+	made := r.deliveries(t, 40, w)
+	l := r.read(t, r.topics.Outcomes)
+	m := r.start(t, "a")
+	l.until(t, "five outcomes", func(records []*kgo.Record) bool { return len(records) >= 5 })
+	m.stop()
+	r.start(t, "b")
+	r.ends(t, l, made)
+	for id, n := range r.target.requests() {
+		if n != 1 {
+			t.Errorf("message %s: %d requests, want 1", id, n)
+		}
+	}
+}
+
 func TestDiscarded(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)

@@ -93,7 +93,7 @@ func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 	s.writer = &writer{client: s.producer, id: id, group: c.topics.SenderGroup, topics: ids}
 	s.board = newBoard(&effects{
 		topics: c.topics, topicID: ids[c.topics.Deliveries], schedule: c.cfg.Schedule, instance: c.cfg.Instance,
-	}, func(id string) int { return c.webhooks.concurrency(id, c.cfg.Concurrency) }, c.cfg.InFlight)
+	}, func(id string) laneBounds { return c.webhooks.bounds(id, c.cfg.Concurrency) }, c.cfg.InFlight)
 	return s, nil
 }
 
@@ -147,7 +147,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	var polls, commits sync.WaitGroup
 	polls.Go(func() { s.pollLoop(polling) })
 	polls.Go(func() { s.startLoop(polling, work) })
-	polls.Go(func() { s.boundsLoop(polling) })
+	polls.Go(func() { s.endsLoop(polling) })
 	commits.Go(func() { s.commitLoop(committing) })
 
 	select {
@@ -159,7 +159,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	stopPolling()
 	polls.Wait()
 	if err == nil {
-		err = s.drain()
+		err = s.drain(work)
 	}
 	close(s.leaving)
 	s.consumer.CloseAllowingRebalance()
@@ -171,13 +171,14 @@ func (s *session) run(ctx context.Context) (err error) {
 }
 
 // drain waits until everything that was started has ended and is committed, or the time for it is over.
-func (s *session) drain() error {
+func (s *session) drain(work context.Context) error {
 	deadline := time.After(s.cfg.Drain)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for s.board.outstanding() {
 		select {
-		case <-tick.C:
+		case now := <-tick.C:
+			s.begin(work, s.board.pace(now))
 		case err := <-s.failed:
 			return err
 		case <-deadline:
@@ -255,9 +256,7 @@ func (s *session) start(work context.Context) (wakeAt time.Time) {
 		s.consumer.ResumeFetchPartitions(byTopic(r.resume))
 	}
 	s.fetchMu.Unlock()
-	for _, it := range r.begin {
-		s.attempts.Go(func() { s.workLane(work, it) })
-	}
+	s.begin(work, r.begin)
 	s.metrics.parked.Add(float64(r.parked))
 	s.metrics.rejected.Add(float64(r.rejected))
 	s.metrics.removed.Add(float64(r.removed))
@@ -265,6 +264,13 @@ func (s *session) start(work context.Context) (wakeAt time.Time) {
 		wake(s.full)
 	}
 	return r.wake
+}
+
+// begin makes attempts, each in a goroutine.
+func (s *session) begin(work context.Context, items []*item) {
+	for _, it := range items {
+		s.attempts.Go(func() { s.workLane(work, it) })
+	}
 }
 
 // workLane makes an attempt and goes on with the next of its lane.

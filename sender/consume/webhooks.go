@@ -206,12 +206,12 @@ func (t *webhooks) get(id string) *inForce {
 	return t.byID[id]
 }
 
-// concurrency is how many attempts of a webhook may run at once, as far as is known here.
-func (t *webhooks) concurrency(id string, otherwise int) int {
+// bounds are those of a webhook's lane, as far as is known here.
+func (t *webhooks) bounds(id string, most int) laneBounds {
 	if w := t.get(id); w != nil {
-		return w.Concurrency(otherwise)
+		return laneBounds{most: w.Concurrency(most), interval: interval(w.RateLimit)}
 	}
-	return otherwise
+	return laneBounds{most: most}
 }
 
 // lookup returns the webhook that is in force for a delivery, nil if it was

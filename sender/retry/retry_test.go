@@ -152,6 +152,22 @@ func TestPark(t *testing.T) {
 	}
 }
 
+func TestParkForComesBackInOrder(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	if got := retry.ParkFor(now, 0).DueAt.Sub(now); got != time.Second {
+		t.Errorf("no wait: %v, want a second", got)
+	}
+	if got := retry.ParkFor(now, 10*time.Hour).DueAt.Sub(now); got != 30*time.Minute {
+		t.Errorf("a long wait: %v, want 30 minutes", got)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		wait := time.Duration(rapid.Int64Range(int64(time.Second), int64(30*time.Minute)).Draw(t, "wait"))
+		if got := retry.ParkFor(now, wait).DueAt.Sub(now); got < wait || got > wait+wait/20 {
+			t.Errorf("%v for %v: want at most 5 %% more", got, wait)
+		}
+	})
+}
+
 func TestRest(t *testing.T) {
 	entered := time.Unix(1_700_000_000, 0)
 	const tier = 2 // 4 s

@@ -63,6 +63,15 @@ func (s Schedule) After(attempt int, now time.Time, retryAfter time.Duration, ch
 	return Step{DueAt: now.Add(wait), Tier: tiers[0]}, true
 }
 
+// ParkFor returns the step of a delivery whose turn under a rate limit comes after
+// wait: at that time, at least a second and at most 30 minutes from now, through
+// as many tiers as it takes. A single tier would bring back in bunches what is to
+// go out evenly.
+func ParkFor(now time.Time, wait time.Duration) Step {
+	wait, tiers := Plan(min(max(wait, Grain), parkMax))
+	return Step{DueAt: now.Add(wait), Tier: tiers[0]}
+}
+
 // Park returns the step of a delivery for which there is no room at now: as
 // long as it is expected to need until there is, at least a second, twice as
 // long each time (parks is how often it was put off before), at most 30
