@@ -41,6 +41,21 @@ func AppendFormatted(dst []byte, f Format, e *Event) []byte {
 	return AppendBody(dst, e)
 }
 
+// AppendBody appends what a target gets: {"id", "event", "payload"?}, the
+// payload spliced in byte for byte. The event must be valid.
+func AppendBody(dst []byte, e *Event) []byte {
+	dst = slices.Grow(dst, len(`{"id":"","event":"","payload":}`)+len(e.ID)+len(e.Name)+len(e.Payload))
+	dst = append(dst, `{"id":`...)
+	dst, _ = jsontext.AppendQuote(dst, e.ID) // errs on bad UTF-8 only, which Validate refused
+	dst = append(dst, `,"event":`...)
+	dst, _ = jsontext.AppendQuote(dst, e.Name)
+	if e.Payload != nil {
+		dst = append(dst, `,"payload":`...)
+		dst = append(dst, e.Payload...)
+	}
+	return append(dst, '}')
+}
+
 // appendCloudEvent appends an event in structured mode.
 func appendCloudEvent(dst []byte, e *Event) []byte {
 	dst = slices.Grow(dst, 256+len(e.ID)+len(e.Source)+len(e.Payload))

@@ -38,8 +38,7 @@ func TestLaneTake(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			l := test.lane
-			l.places = 4
-			l.laneBounds.most = 4
+			l.most, l.places = 4, 4
 			l.queue = make([]*item, test.waiting)
 			if got := l.take(now, 500, test.free, test.bytes); got != test.want {
 				t.Errorf("verdict %d, want %d", got, test.want)
