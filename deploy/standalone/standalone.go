@@ -22,6 +22,8 @@ const retryDelay = 2 * time.Second
 // run starts what the services stand on, Kafka and ClickHouse side by side, then
 // the services, and stops in reverse order when ctx ends.
 func run(ctx context.Context, cfg *config, p *process.Process) (err error) {
+	// Of the router, ingest and the sender, whose own come when they start.
+	p.Health.Expect("table", "registry", "partitions")
 	f, err := openFolder(cfg.data, cfg.adminKey)
 	if err != nil {
 		return err

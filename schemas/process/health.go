@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +43,8 @@ type Dependency struct {
 	state  state
 	err    string
 	since  time.Time
+	// expected stands for one that its part has not asked for yet.
+	expected bool
 }
 
 // state is in order of badness: over several dependencies of one name the highest counts.
@@ -70,9 +73,18 @@ func NewHealth(log *slog.Logger) *Health {
 func (h *Health) Dependency(name string, kind Kind) *Dependency {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.dependencies = slices.DeleteFunc(h.dependencies, func(d *Dependency) bool { return d.expected && d.name == name })
 	d := &Dependency{health: h, name: name, kind: kind, state: starting, since: time.Now()}
 	h.dependencies = append(h.dependencies, d)
 	return d
+}
+
+// Expect names dependencies that parts of the process are about to ask for. Where
+// several parts start one after the other, the first to be ready would else make the process so.
+func (h *Health) Expect(names ...string) {
+	for _, name := range names {
+		h.Dependency(name, Required).expected = true
+	}
 }
 
 // Up says that the dependency can be used.

@@ -180,3 +180,20 @@ func TestServeAdminStopsBesideAHeldConnection(t *testing.T) {
 	}
 	goleak.VerifyNone(t, before)
 }
+
+func TestExpectedDependenciesAreWaitedFor(t *testing.T) {
+	h := NewHealth(slog.New(slog.DiscardHandler))
+	h.Expect("table")
+	h.Dependency("topics", Required).Up()
+	if got := h.report().Status; got != "unready" {
+		t.Errorf("before the table was asked for: %s, want unready", got)
+	}
+	table := h.Dependency("table", Required)
+	if got := h.report().Status; got != "unready" {
+		t.Errorf("before the table is up: %s, want unready", got)
+	}
+	table.Up()
+	if got := h.report(); got.Status != "ready" || len(got.Dependencies) != 2 {
+		t.Errorf("got %+v, want it ready with two dependencies", got)
+	}
+}
