@@ -352,6 +352,7 @@ func TestStandaloneOnOtherServers(t *testing.T) {
 		t.Fatalf("posting: %d %s %v", a.Status, a.Body, err)
 	}
 	s.receiver.WaitFor(t, "/other", 1, soon)
+	waitReadyz(t, s.Service, http.StatusOK, "ready", "") // degraded while the tables are being made
 	pipeline.Wait(t, soon, "the outcome's row", func() error {
 		if n := ch.Query(t, "SELECT count() FROM "+ch.Database+".outcomes"); strings.TrimSpace(n) != "1" {
 			return fmt.Errorf("%s rows", n)
