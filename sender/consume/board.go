@@ -119,6 +119,7 @@ func (b *board) restore(p place, offset int64, text string) error {
 	}
 	src.tracker, src.restored = t, true
 	src.next = max(src.next, offset)
+	b.listLocked(src) // its end may have been known before
 	return nil
 }
 

@@ -173,6 +173,22 @@ func startStage(t *testing.T, budget int64) *stage {
 	return s
 }
 
+// TestTierIsIdleWhicheverIsKnownFirst knows the end before the committed offset.
+func TestTierIsIdleWhicheverIsKnownFirst(t *testing.T) {
+	s := startStage(t, 64<<20)
+	tier := place{s.effects.topics.Retry[0], 0}
+	s.assign([]place{tier}, "member", 2)
+	at := kafka.Place{Topic: tier.topic}
+	s.logEnds(s.assignment(), map[kafka.Place]int64{at: 0}, map[kafka.Place]int64{at: 7})
+	s.settle()
+	if err := s.restore(tier, 7, ""); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.settle(); len(r.pause) != 1 || r.pause[0] != tier {
+		t.Errorf("paused %v, want the tier that was read to its end", r.pause)
+	}
+}
+
 // poll gives the board n deliveries of a webhook.
 func (s *stage) poll(topic, webhook string, n int, change func(*schemas.Delivery)) {
 	var records []*kgo.Record
@@ -334,6 +350,25 @@ func TestTiersAreFetchedOnlyBelowTheirEnds(t *testing.T) {
 	s.push(tier, []*kgo.Record{{Topic: tier.topic, Offset: 5}})
 	if r := s.settle(); len(r.pause) != 1 || r.pause[0] != tier {
 		t.Fatalf("paused %v at the end, want the tier", r.pause)
+	}
+	s.wrote(batch{results: []result{{records: []*kgo.Record{{Topic: tier.topic, Offset: -1}}}}})
+	if r := s.settle(); len(r.resume) != 1 {
+		t.Fatalf("resumed %v after a write whose offset nobody said, want the tier", r.resume)
+	}
+	ends[kafka.Place{Topic: tier.topic}] = 6
+	s.logEnds(s.assignment(), starts, ends)
+	if r := s.settle(); len(r.pause) != 1 {
+		t.Fatalf("paused %v when its end is known again, want the tier", r.pause)
+	}
+	ends[kafka.Place{Topic: tier.topic}] = 5
+	s.logEnds(s.assignment(), starts, ends)
+	if r := s.settle(); len(r.resume) != 1 {
+		t.Fatalf("resumed %v when the log was cut, want the tier", r.resume)
+	}
+	ends[kafka.Place{Topic: tier.topic}] = 6
+	s.logEnds(s.assignment(), starts, ends)
+	if r := s.settle(); len(r.pause) != 1 {
+		t.Fatalf("paused %v when it has grown again, want the tier", r.pause)
 	}
 	// The marker of that transaction is found by asking.
 	ends[kafka.Place{Topic: tier.topic}] = 7

@@ -36,7 +36,7 @@ func (b *board) assignment() int {
 }
 
 // logEnds takes where the logs start and end, as asked for under an assignment.
-// Ends only grow: an answer may be older than what was written since.
+// Known ends only grow: an answer may be older than what was written since.
 func (b *board) logEnds(assignment int, starts, ends map[kafka.Place]int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -50,7 +50,12 @@ func (b *board) logEnds(assignment int, starts, ends map[kafka.Place]int64) {
 			continue
 		}
 		src.next = max(src.next, starts[at]) // retention has removed what was before
-		if src.end == unknownEnd || end > src.end {
+		switch {
+		case end < src.next:
+			// The log was cut, or has grown since it was asked: fetching finds out which.
+			src.end = unknownEnd
+			b.listLocked(src)
+		case src.end == unknownEnd || end > src.end:
 			src.end = end
 			b.listLocked(src)
 		}
@@ -64,10 +69,12 @@ func (b *board) wrote(t batch) {
 	for _, r := range t.results {
 		for _, record := range r.records {
 			src := b.sources[place{record.Topic, record.Partition}]
-			if src == nil || record.Offset < src.end {
+			if src == nil || record.Offset >= 0 && record.Offset < src.end {
 				continue
 			}
-			src.end = record.Offset + 1
+			if src.end = record.Offset + 1; record.Offset < 0 { // acknowledged as a repetition: it is there, nobody says where
+				src.end = unknownEnd
+			}
 			b.listLocked(src)
 		}
 	}
