@@ -45,15 +45,7 @@ func (c *Config) Register(s *process.Settings) {
 	s.Strings(&c.AllowTargets, "allow-targets", nil,
 		"CIDRs of private or loopback addresses, and names, that webhooks may call; plain http is accepted only there")
 	s.Required("key-ring")
-	s.Check(func() error {
-		if c.KeyRing == "" {
-			return nil // which Required says
-		}
-		if _, err := schemas.ParseKeyRing(c.KeyRing); err != nil {
-			return s.Invalid("key-ring", err.Error())
-		}
-		return nil
-	})
+	s.CheckText(&c.KeyRing, "key-ring", schemas.CheckKeyRing)
 	s.Check(func() error {
 		if n := utf8.RuneCountInString(c.AdminKey); n > 0 && n < minAdminKey {
 			return s.Invalid("admin-key", "at least 32 characters, or empty")

@@ -1,8 +1,6 @@
 package schemas
 
-import (
-	"encoding/base64"
-)
+import "encoding/base64"
 
 // EventFromAttributes reads an event in binary mode: attributes without their
 // prefix, and the data (Kafka protocol binding 1.0.2 section 3.2, HTTP 1.0.2

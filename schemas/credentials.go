@@ -56,6 +56,9 @@ func ValidHeaderName(name string) bool {
 	return len(name) <= maxHeaderName && httpguts.ValidHeaderFieldName(name) && !slices.Contains(forbidden, lower)
 }
 
+// HeaderValueRule is what ValidHeaderValue holds a text to, in words.
+const HeaderValueRule = "at most 4,096 bytes without line breaks and control characters"
+
 // ValidHeaderValue reports whether a text can be a header's value: without line
 // breaks, NUL and other control characters.
 func ValidHeaderValue(value string) bool {

@@ -1,9 +1,6 @@
 package schemas
 
-import (
-	"strconv"
-	"time"
-)
+import "time"
 
 // Handling is how a webhook's owner wants its target to be served. What is left
 // out has the sender's default; nothing here is zero and yet meant.
@@ -99,8 +96,4 @@ func validSchedule(delays []string) bool {
 		sum += d
 	}
 	return sum <= maxScheduleSum
-}
-
-func scheduleDetail() string {
-	return "over " + strconv.Itoa(int(maxScheduleSum/time.Hour)) + "h in all"
 }

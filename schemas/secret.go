@@ -124,6 +124,12 @@ func ParseKeyRing(text string) (KeyRing, error) {
 	return ring, nil
 }
 
+// CheckKeyRing says what is wrong with the text of a key ring.
+func CheckKeyRing(text string) error {
+	_, err := ParseKeyRing(text)
+	return err
+}
+
 func newAEAD(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {

@@ -167,7 +167,7 @@ func detailOf(b validator.FieldError) string {
 	case "delay":
 		return "a delay is a duration from 1s to 168h, such as 30s, 5m or 1h30m"
 	case "schedule":
-		return scheduleDetail()
+		return "over 168h in all"
 	case "headers":
 		return "the same name twice"
 	case "format":
@@ -175,7 +175,7 @@ func detailOf(b validator.FieldError) string {
 	case "headername":
 		return "not a header that a webhook may set: 1 to 100 token characters, none that frames the message or is Postrider's own"
 	case "headervalue":
-		return "a header's value is at most 4,096 bytes without line breaks and control characters"
+		return "a header's value is " + HeaderValueRule
 	case "excludes":
 		return "must not hold " + b.Param()
 	case "oneof":

@@ -66,17 +66,13 @@ func (c *Config) Register(s *process.Settings) {
 	s.Strings(&c.AllowTargets, "allow-targets", nil,
 		"CIDRs of private or loopback addresses, and names, that webhooks may call; plain http is accepted only there")
 	s.Required("key-ring")
+	s.CheckText(&c.KeyRing, "key-ring", schemas.CheckKeyRing)
 	s.Check(func() error { return c.check(s) })
 }
 
 // check holds the rules that a setting's kind cannot say.
 func (c *Config) check(s *process.Settings) error {
 	var problems []error
-	if c.KeyRing != "" { // else Required says it
-		if _, err := schemas.ParseKeyRing(c.KeyRing); err != nil {
-			problems = append(problems, s.Invalid("key-ring", err.Error()))
-		}
-	}
 	if _, err := schemas.ParseTargetPolicy(c.AllowTargets); err != nil {
 		problems = append(problems, s.Invalid("allow-targets", err.Error()))
 	}

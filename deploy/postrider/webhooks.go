@@ -40,15 +40,7 @@ func (c *rewrapWebhooks) Register(s *process.Settings) {
 	s.Secret(&c.keyRing, "key-ring", "",
 		"keys that open signing secrets, the first seals them: one <id>:<base64 of 32 bytes> a line (@FILE reads them from a file)")
 	s.Required("brokers", "key-ring")
-	s.Check(func() error {
-		if c.keyRing == "" {
-			return nil // which Required says
-		}
-		if _, err := schemas.ParseKeyRing(c.keyRing); err != nil {
-			return s.Invalid("key-ring", err.Error())
-		}
-		return nil
-	})
+	s.CheckText(&c.keyRing, "key-ring", schemas.CheckKeyRing)
 }
 
 // rewrapped is what came of it.

@@ -53,7 +53,7 @@ func (s *Server) header(w *schemas.Webhook, before []schemas.Header, h headerBod
 	case h.Value == nil:
 		return header, schemas.Invalid(schemas.CodeRequired, "/value", "missing")
 	case !schemas.ValidHeaderValue(*h.Value):
-		return header, schemas.Invalid(schemas.CodeInvalidValue, "/value", "a header's value is at most 4,096 bytes without line breaks and control characters")
+		return header, schemas.Invalid(schemas.CodeInvalidValue, "/value", "a header's value is "+schemas.HeaderValueRule)
 	case !h.Sensitive:
 		header.Value = *h.Value
 	default:
@@ -89,7 +89,7 @@ func (s *Server) setAuth(w *schemas.Webhook, body *authBody) error {
 	case secret == nil || *secret == "":
 		return schemas.Invalid(schemas.CodeRequired, "#/auth/"+name, "missing or empty")
 	case !schemas.ValidHeaderValue(*secret) || body.Type == schemas.AuthBearer && strings.ContainsRune(*secret, ' '):
-		return schemas.Invalid(schemas.CodeInvalidValue, "#/auth/"+name, "at most 4,096 bytes without line breaks and control characters, a token without spaces")
+		return schemas.Invalid(schemas.CodeInvalidValue, "#/auth/"+name, schemas.HeaderValueRule+", a token without spaces")
 	}
 	sealed, err := s.KeyRing.Seal(w.AuthIdentity(), []byte(*secret))
 	if err != nil {

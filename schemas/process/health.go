@@ -73,6 +73,10 @@ func NewHealth(log *slog.Logger) *Health {
 func (h *Health) Dependency(name string, kind Kind) *Dependency {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.addLocked(name, kind)
+}
+
+func (h *Health) addLocked(name string, kind Kind) *Dependency {
 	h.dependencies = slices.DeleteFunc(h.dependencies, func(d *Dependency) bool { return d.expected && d.name == name })
 	d := &Dependency{health: h, name: name, kind: kind, state: starting, since: time.Now()}
 	h.dependencies = append(h.dependencies, d)
@@ -82,8 +86,10 @@ func (h *Health) Dependency(name string, kind Kind) *Dependency {
 // Expect names dependencies that parts of the process are about to ask for. Where
 // several parts start one after the other, the first to be ready would else make the process so.
 func (h *Health) Expect(names ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, name := range names {
-		h.Dependency(name, Required).expected = true
+		h.addLocked(name, Required).expected = true
 	}
 }
 

@@ -105,6 +105,19 @@ func (s *Settings) Check(rule func() error) {
 	s.checks = append(s.checks, rule)
 }
 
+// CheckText adds the rule that a text can be parsed, whose error says what is allowed. An empty text is Required's to refuse.
+func (s *Settings) CheckText(p *string, name string, parse func(text string) error) {
+	s.Check(func() error {
+		if *p == "" {
+			return nil
+		}
+		if err := parse(*p); err != nil {
+			return s.Invalid(name, err.Error())
+		}
+		return nil
+	})
+}
+
 // Invalid is what a rule of Check returns: it names the setting, its value and source, and what is allowed ("must be " + allowed).
 func (s *Settings) Invalid(name, allowed string) error {
 	found := s.find(name)
