@@ -2,6 +2,7 @@ package consume
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -16,7 +17,11 @@ import (
 func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 	d := &it.delivery
 	w, err := s.webhooks.lookup(ctx, d)
+	var version *schemas.UnknownVersionError
 	switch {
+	case errors.As(err, &version):
+		s.metrics.parked.Inc()
+		return []*kgo.Record{s.board.effects.unreadable(it, time.Now())}
 	case err != nil:
 		return nil
 	case w == nil:

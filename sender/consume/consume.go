@@ -77,7 +77,7 @@ func New(cfg Config, client *deliver.Client, p *process.Process) (*Consumer, err
 	table := p.Health.Dependency("webhooks", process.Required)
 	readable := p.Health.Dependency("webhooks", process.Required)
 	readable.Up()
-	c.webhooks = newWebhooks(p.Log, c.metrics.badWebhooks.Inc, readable.Down)
+	c.webhooks = newWebhooks(p.Log, c.metrics.badWebhooks.Inc, readable)
 	follower, err := kafka.NewFollower(cfg.Kafka, c.clientID("webhooks"), p.Log, []string{c.topics.Webhooks}, c.webhooks.apply)
 	if err != nil {
 		return nil, fmt.Errorf("making sender's consumer: %w", err)

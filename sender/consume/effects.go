@@ -87,6 +87,13 @@ func (e *effects) unread(r *kgo.Record, now time.Time) *kgo.Record {
 	return next
 }
 
+// unreadable returns the record of a delivery whose webhook's record is of a
+// version that is not known: it waits likewise, which is no attempt.
+func (e *effects) unreadable(it *item, now time.Time) *kgo.Record {
+	d := it.delivery
+	return e.waiting(&d, it.record, retry.Step{Tier: retry.TierFor(unreadDelay), DueAt: now.Add(unreadDelay)}, now)
+}
+
 // rejected returns the record that sets a bad one aside.
 func (e *effects) rejected(r *kgo.Record, err error) *kgo.Record {
 	return schemas.RejectedRecord(e.topics.Rejected, r, err)

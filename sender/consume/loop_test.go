@@ -195,6 +195,35 @@ func TestBadRecordsAreRejectedAndNewOnesKept(t *testing.T) {
 	}
 }
 
+// TestWebhookOfAnUnknownVersion stands for a newer binary's: its deliveries wait
+// until one comes that knows it, whatever was in force before.
+func TestWebhookOfAnUnknownVersion(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	before, only := r.webhook(t, "/ok", nil), schemas.Webhook{ID: schemas.NewWebhookID(), Revision: 1}
+	for _, id := range []string{before.ID, only.ID} {
+		r.produce(t, &kgo.Record{
+			Topic: r.topics.Webhooks, Key: []byte(id), Value: []byte("?"),
+			Headers: []kgo.RecordHeader{{Key: schemas.HeaderVersion, Value: []byte("99")}},
+		})
+	}
+	r.deliveries(t, 2, before, only)
+	m := r.start(t, "a")
+	waiting := r.read(t, r.topics.Retry[retry.TierFor(unreadDelay)]).until(t, "waiting", func(l []*kgo.Record) bool { return len(l) == 4 })
+	for _, record := range waiting {
+		if d, err := schemas.DecodeDelivery(record, [16]byte{}); err != nil || d.Attempt != 0 || d.DueAt.Before(record.Timestamp.Add(unreadDelay)) {
+			t.Errorf("waiting %+v, error %v", d, err)
+		}
+	}
+	if m.ready(t.Context()) {
+		t.Error("ready with webhooks that cannot be read")
+	}
+	r.produce(t, schemas.Tombstone(r.topics.Webhooks, only.ID))
+	r.webhook(t, "/ok", func(w *schemas.Webhook) { w.ID, before = before.ID, *w })
+	waitFor(t, "ready", func() bool { return m.ready(t.Context()) })
+	r.ends(t, r.read(t, r.topics.Outcomes), r.deliveries(t, 1, before))
+}
+
 func TestKafkaAway(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
