@@ -155,6 +155,10 @@ func (b *board) lookLocked(src *source, now time.Time, r *round) bool {
 	record := src.queue[0]
 	d, err := schemas.DecodeDelivery(record, b.effects.idOf(record.Topic))
 	it := &item{source: src, record: record, delivery: d, size: int64(len(record.Value)) + overhead}
+	if why, broken := src.broken[record.Offset]; broken {
+		delete(src.broken, record.Offset)
+		err = why
+	}
 	var version *schemas.UnknownVersionError
 	switch {
 	case errors.As(err, &version):

@@ -22,12 +22,13 @@ type source struct {
 
 	tier    int
 	tracker tracker
-	next    int64         // the offset behind the last that was polled
-	end     int64         // the log's, as far as it is known; see idle
-	queue   []*kgo.Record // polled and not started
-	bytes   int           // of queue
-	head    *item         // queue[0], once it was looked at
-	wake    time.Time     // when the head leaves its tier or is due; zero: not known
+	next    int64           // the offset behind the last that was polled
+	end     int64           // the log's, as far as it is known; see idle
+	queue   []*kgo.Record   // polled and not started
+	broken  map[int64]error // of records in queue that stand for what could not be read
+	bytes   int             // of queue
+	head    *item           // queue[0], once it was looked at
+	wake    time.Time       // when the head leaves its tier or is due; zero: not known
 	credit  credit
 	running int // attempts
 
@@ -140,6 +141,22 @@ func (b *board) push(p place, records []*kgo.Record) {
 			src.bytes += len(r.Value)
 		}
 	}
+}
+
+// pushUnreadable takes a record in the place of what is from one offset to
+// another and cannot be read; the caller still blocks rebalances.
+func (b *board) pushUnreadable(p place, from, to int64, why error) {
+	b.push(p, []*kgo.Record{{Topic: p.topic, Partition: p.partition, Offset: from}})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	src := b.sources[p]
+	if src == nil || src.next != from+1 {
+		return // not worked: see push
+	}
+	if src.broken == nil {
+		src.broken = make(map[int64]error)
+	}
+	src.broken[from], src.next = why, to
 }
 
 // listLocked has admit look at a source.

@@ -51,7 +51,8 @@ type Consumer struct {
 	topics   schemas.Topics
 	client   *deliver.Client
 	log      *slog.Logger
-	health   *process.Dependency // Kafka
+	health   *process.Dependency // Kafka: writing, and being of the group
+	reading  *process.Dependency // Kafka: reading
 	owned    *process.Dependency // partitions that can be worked
 	metrics  *metrics
 	webhooks *webhooks
@@ -65,12 +66,13 @@ type Consumer struct {
 // New returns a consumer that makes its attempts with client.
 func New(cfg Config, client *deliver.Client, p *process.Process) (*Consumer, error) {
 	c := &Consumer{
-		cfg:    cfg,
-		topics: cfg.Kafka.Topics(),
-		client: client,
-		log:    p.Log,
-		health: p.Health.Dependency("kafka", process.Required),
-		owned:  p.Health.Dependency("partitions", process.Required),
+		cfg:     cfg,
+		topics:  cfg.Kafka.Topics(),
+		client:  client,
+		log:     p.Log,
+		health:  p.Health.Dependency("kafka", process.Required),
+		reading: p.Health.Dependency("kafka", process.Required),
+		owned:   p.Health.Dependency("partitions", process.Required),
 	}
 	c.metrics = newMetrics(p.Metrics, c)
 

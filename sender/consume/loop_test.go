@@ -195,6 +195,40 @@ func TestBadRecordsAreRejectedAndNewOnesKept(t *testing.T) {
 	}
 }
 
+// TestInflatingBatchIsSkipped is a batch that would not fit into memory, as the first and later of each topic.
+func TestInflatingBatchIsSkipped(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	hostile, err := r.kafka.NewClient("test-hostile", kgo.ProducerBatchMaxBytes(80<<20), kgo.ProducerBatchCompression(kgo.ZstdCompression()),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hostile.Close()
+	bomb := func(topic string) {
+		t.Helper()
+		if err := hostile.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: 1, Value: make([]byte, 70<<20)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hooks := r.webhooks(t, 8, "/ok") // on every partition, all but certainly
+	bomb(r.topics.Deliveries)
+	bomb(r.topics.Retry[0])
+	made := r.deliveries(t, 5, hooks...)
+	bomb(r.topics.Deliveries)
+	maps.Copy(made, r.deliveries(t, 5, hooks...))
+	m := r.start(t, "a")
+	r.ends(t, r.read(t, r.topics.Outcomes), made)
+	for _, record := range r.read(t, r.topics.Rejected).until(t, "rejected", func(l []*kgo.Record) bool { return len(l) >= 3 }) {
+		if why, err := schemas.DecodeRejected(record); err != nil || why.Reason != schemas.CodeTooLarge || why.Partition != 1 {
+			t.Errorf("rejected %+v, error %v", why, err)
+		}
+	}
+	if !m.ready(t.Context()) {
+		t.Error("not ready")
+	}
+}
+
 // TestWebhookOfAnUnknownVersion stands for a newer binary's: its deliveries wait
 // until one comes that knows it, whatever was in force before.
 func TestWebhookOfAnUnknownVersion(t *testing.T) {
