@@ -49,6 +49,16 @@ func checkVersion(r *kgo.Record) error {
 	return Invalid(CodeInvalidRecord, "#/version", "no version header: not written by Postrider")
 }
 
+// RecordSize is the least that a record takes of its topic's limit, in bytes: its key, value and headers with their lengths.
+func RecordSize(r *kgo.Record) int {
+	const lengths = 2 // of a header's key and value
+	size := len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		size += len(h.Key) + len(h.Value) + lengths
+	}
+	return size
+}
+
 // appendText appends a text header unless it is empty.
 func appendText(headers []kgo.RecordHeader, key, value string) []kgo.RecordHeader {
 	if value == "" {

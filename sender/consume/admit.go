@@ -2,6 +2,7 @@ package consume
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -28,6 +29,9 @@ const (
 // overhead is what a delivery takes in memory besides its body: headers,
 // item, the connection's buffers while it is attempted.
 const overhead = 2 << 10
+
+// addedBytes is what a delivery may grow by on its way: its name, times, reason.
+const addedBytes = 4 << 10
 
 // round is what came of looking at all heads.
 type round struct {
@@ -154,6 +158,9 @@ func (b *board) stepLocked(src *source, now time.Time, r *round) bool {
 func (b *board) lookLocked(src *source, now time.Time, r *round) bool {
 	record := src.queue[0]
 	d, err := schemas.DecodeDelivery(record, b.effects.idOf(record.Topic))
+	if tooLarge := checkSize(record); tooLarge != nil {
+		err = tooLarge
+	}
 	it := &item{source: src, record: record, delivery: d, size: int64(len(record.Value)) + overhead}
 	if why, broken := src.broken[record.Offset]; broken {
 		delete(src.broken, record.Offset)
@@ -167,11 +174,21 @@ func (b *board) lookLocked(src *source, now time.Time, r *round) bool {
 		r.rejected++
 		b.settleLocked(it, r, b.effects.rejected(record, err))
 	default:
-		it.lane = b.laneLocked(d.WebhookID)
+		it.lane = b.laneLocked(d.WebhookID, now)
 		src.head = it
 		return false
 	}
 	return true
+}
+
+// checkSize refuses a record that compression has carried past the topic's limit:
+// Kafka would not take it back with what retries and dead letters add.
+func checkSize(r *kgo.Record) error {
+	if size := schemas.RecordSize(r); size > schemas.MaxRecordBytes-addedBytes {
+		return schemas.Invalid(schemas.CodeTooLarge, "#",
+			fmt.Sprintf("the record has %d bytes, at most %d are allowed", size, schemas.MaxRecordBytes-addedBytes))
+	}
+	return nil
 }
 
 // headLocked lets the head hop, begin, wait or be parked, and reports whether it is gone.
@@ -247,11 +264,11 @@ func (b *board) holdLocked(src *source, now time.Time) verdict {
 	return hold
 }
 
-func (b *board) laneLocked(webhookID string) *lane {
+func (b *board) laneLocked(webhookID string, now time.Time) *lane {
 	bounds := b.bounds(webhookID)
 	l := b.lanes[webhookID]
 	if l == nil {
-		l = newLane(bounds.most)
+		l = newLane(bounds.most, now)
 		b.lanes[webhookID] = l
 	}
 	l.bound(bounds)

@@ -65,7 +65,9 @@ func (s *session) discard(it *item, w *inForce, reason string) []*kgo.Record {
 func (s *session) count(it *item, result schemas.Result, reason string, records []*kgo.Record, err error) []*kgo.Record {
 	if err != nil {
 		s.metrics.rejected.Inc()
-		return []*kgo.Record{s.board.effects.rejected(it.record, err)}
+		whole := it.delivery.Record(it.record.Topic) // the record itself has no headers any more: see detach
+		whole.Partition, whole.Offset = it.record.Partition, it.record.Offset
+		return []*kgo.Record{s.board.effects.rejected(whole, err)}
 	}
 	s.metrics.attempts.WithLabelValues(string(result), reason).Inc()
 	return records

@@ -350,12 +350,18 @@ func (b *board) snapshot() snapshot {
 	return s
 }
 
-// sweep forgets lanes that had nothing to do for a long time.
+// sweep forgets lanes that had nothing to do for a long time, and that nothing is known to come back to.
 func (b *board) sweep(now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	heads := make(map[*lane]bool)
+	for _, src := range b.active {
+		if src.head != nil {
+			heads[src.head.lane] = true
+		}
+	}
 	for id, l := range b.lanes {
-		if l.depth() == 0 && now.Sub(l.progress) > laneIdle {
+		if l.depth() == 0 && !heads[l] && now.Sub(l.progress) > laneIdle && now.After(l.backlog) {
 			delete(b.lanes, id)
 		}
 	}

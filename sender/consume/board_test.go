@@ -108,7 +108,7 @@ func later(a, b time.Time) time.Time {
 
 func TestLaneIsBoundAnew(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
-	l := newLane(32)
+	l := newLane(32, now)
 	for range 8 {
 		l.begin(&item{lane: l, size: 1}, now)
 	}
@@ -126,6 +126,7 @@ func TestLaneIsBoundAnew(t *testing.T) {
 }
 
 func TestLaneLearns(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
 	tests := []struct {
 		name    string
 		took    func(running int) time.Duration
@@ -137,7 +138,7 @@ func TestLaneLearns(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			l := newLane(32)
+			l := newLane(32, now)
 			l.queue = make([]*item, 1)
 			l.learn(test.took(1))
 			for range 500 {
@@ -314,6 +315,39 @@ func TestResultsOfPartitionsGivenUpAreDropped(t *testing.T) {
 	}
 	if got := s.snapshot(); got.running != 0 || got.inFlight != 0 || got.waiting != 0 {
 		t.Errorf("left: %+v", got)
+	}
+}
+
+// TestTooLargeIsRejected is what only compression lets into the topic: Kafka would not take it back.
+func TestTooLargeIsRejected(t *testing.T) {
+	s := startStage(t, 64<<20)
+	for _, size := range []int{schemas.MaxPayloadBytes, schemas.MaxRecordBytes} {
+		s.poll(s.effects.topics.Deliveries, "w", 1, func(d *schemas.Delivery) { d.Body = make([]byte, size) })
+	}
+	if r := s.settle(); len(r.begin) != 1 || r.pending != 1 {
+		t.Fatalf("%d attempts begun and %d settled, want one each", len(r.begin), r.pending)
+	}
+	if why, err := schemas.DecodeRejected(s.take().results[0].records[0]); err != nil || why.Reason != schemas.CodeTooLarge || why.Offset != 1 {
+		t.Errorf("rejected %+v, error %v", why, err)
+	}
+}
+
+func TestSweepKeepsLanesThatAreNeeded(t *testing.T) {
+	s := startStage(t, 64<<20)
+	at := s.now
+	s.laneLocked("idle", at)
+	s.laneLocked("owes", at).backlog = at.Add(time.Hour)
+	s.poll(s.effects.topics.Deliveries, "head", 1, nil)
+	src := s.sources[place{s.effects.topics.Deliveries, 0}]
+	var r round
+	s.lookLocked(src, at, &r)
+	s.sweep(at.Add(time.Minute))
+	if len(s.lanes) != 3 {
+		t.Fatalf("%d lanes after a minute, want 3", len(s.lanes))
+	}
+	s.sweep(at.Add(2 * laneIdle))
+	if s.lanes["idle"] != nil || s.lanes["owes"] == nil || s.lanes["head"] != src.head.lane {
+		t.Errorf("lanes left: %v", s.lanes)
 	}
 }
 

@@ -94,7 +94,7 @@ type lane struct {
 
 	// pace is the moving average of how long an attempt takes, best about the shortest.
 	pace, best time.Duration
-	// progress is when an attempt ended last, or began while none was running.
+	// progress is when an attempt ended last, or began while none was running, or the lane was made.
 	progress time.Time
 	// nextAt is when the next attempt may begin, of a lane with an interval.
 	nextAt time.Time
@@ -112,8 +112,8 @@ const (
 	park                 // there is no room: it waits in a retry tier
 )
 
-func newLane(most int) *lane {
-	return &lane{laneBounds: laneBounds{most: most}, places: float64(min(firstPlaces, most))}
+func newLane(most int, now time.Time) *lane {
+	return &lane{laneBounds: laneBounds{most: most}, places: float64(min(firstPlaces, most)), progress: now}
 }
 
 // bound sets what the lane is allowed. Attempts that run beyond a lower bound end;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -21,6 +22,8 @@ const (
 	// at the very worst.
 	fetchPartition = 128 << 10
 	sweepEvery     = time.Minute
+	// abortsTold is how many transactions aborted one after the other are told of.
+	abortsTold = 20
 	// errorPasses is how long after an error of reading no other means that it has passed.
 	errorPasses = 2 * time.Second
 )
@@ -37,8 +40,9 @@ type session struct {
 	// txMu is held by whoever writes a transaction, and by the callbacks of the
 	// group: the broker checks the membership of a commit, not whose a partition
 	// is, so no partition may be given up under a transaction with its results.
-	txMu sync.Mutex
-	lost bool // the session is over: nothing is written any more; guarded by txMu
+	txMu    sync.Mutex
+	lost    bool // the session is over: nothing is written any more; guarded by txMu
+	aborted int  // transactions since one was committed; guarded by txMu
 	// fetchMu makes looking at the heads and pausing as they say one step: a pause
 	// that came after the partition was assigned anew would last for ever.
 	fetchMu sync.Mutex
@@ -355,9 +359,14 @@ func (s *session) commitLocked(ctx context.Context) {
 		s.metrics.transactions.WithLabelValues("aborted").Inc()
 		s.board.putBack(t)
 		s.health.Down(cause)
-		s.log.Debug("transaction aborted, to be written again", "results", len(t.results), "error", cause)
+		level := slog.LevelDebug
+		if s.aborted++; s.aborted%abortsTold == 0 {
+			level = slog.LevelWarn // it does not pass: the sender stands still
+		}
+		s.log.Log(ctx, level, "transaction aborted, to be written again", "results", len(t.results), "aborted", s.aborted, "error", cause)
 	default:
 		s.metrics.transactions.WithLabelValues("committed").Inc()
+		s.aborted = 0
 		s.board.wrote(t)
 		s.board.release(t)
 		s.health.Up()
