@@ -1,14 +1,17 @@
 package consume
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/kafka"
+	"github.com/postrider/postrider/schemas/process"
 	"github.com/postrider/postrider/sender/retry"
 )
 
@@ -348,6 +351,31 @@ func TestSweepKeepsLanesThatAreNeeded(t *testing.T) {
 	s.sweep(at.Add(2 * laneIdle))
 	if s.lanes["idle"] != nil || s.lanes["owes"] == nil || s.lanes["head"] != src.head.lane {
 		t.Errorf("lanes left: %v", s.lanes)
+	}
+}
+
+func TestFencedTwiceIsFatal(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	other, slow := fmt.Errorf("committing: %w", kerr.ProducerFenced), fmt.Errorf("%w: %w", errSlow, kerr.InvalidProducerEpoch)
+	for _, test := range []struct {
+		name   string
+		first  error
+		after  time.Duration
+		second error
+		fatal  bool
+	}{
+		{"by another, twice", other, 30 * time.Second, other, true},
+		{"by another, twice in a long time", other, 2 * time.Minute, other, false},
+		{"by the broker, which was slow", slow, 30 * time.Second, slow, false},
+		{"no fence", errUnknownEnd, time.Second, errUnknownEnd, false},
+	} {
+		var f fence
+		if err := f.check(test.first, now); err != nil {
+			t.Errorf("%s: %v the first time", test.name, err)
+		}
+		if err := f.check(test.second, now.Add(test.after)); errors.Is(err, process.ErrFenced) != test.fatal {
+			t.Errorf("%s: %v", test.name, err)
+		}
 	}
 }
 

@@ -349,7 +349,11 @@ func (s *session) commitLocked(ctx context.Context) {
 	wake(s.kick) // what was taken leaves room
 	begun := time.Now()
 	committed, cause, err := s.writer.write(ctx, t)
-	s.metrics.duration.Observe(time.Since(begun).Seconds())
+	took := time.Since(begun)
+	s.metrics.duration.Observe(took.Seconds())
+	if err != nil && took >= transactionTimeout {
+		err = fmt.Errorf("%w: %w", errSlow, err)
+	}
 	switch {
 	case err != nil:
 		s.metrics.transactions.WithLabelValues("unknown").Inc()

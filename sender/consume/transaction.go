@@ -242,14 +242,18 @@ func unstable(resp *kmsg.OffsetFetchResponse) bool {
 	return false
 }
 
-// fence remembers when the sender was fenced. Once may be its own slowness;
-// twice within a minute is another process with its name.
+// fence remembers when the sender was fenced. Once may be chance; twice within a
+// minute is another process with its name.
 type fence struct{ last time.Time }
 
 const fencedTwice = time.Minute
 
+// errSlow says that a transaction took longer than the broker lets it stay open:
+// then the broker fences its producer, with the same error as another process.
+var errSlow = errors.New("the transaction took longer than " + transactionTimeout.String())
+
 func (f *fence) check(err error, now time.Time) error {
-	if !fenced(err) {
+	if !fenced(err) || errors.Is(err, errSlow) {
 		return nil
 	}
 	twice := !f.last.IsZero() && now.Sub(f.last) < fencedTwice
