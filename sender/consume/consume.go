@@ -86,7 +86,7 @@ func New(cfg Config, client *deliver.Client, p *process.Process) (*Consumer, err
 	}
 	follower.OnRebuild(c.webhooks.beginRebuild, c.webhooks.endRebuild)
 	follower.ReportTo(table)
-	c.follower, c.webhooks.barrier = follower, follower.Barrier
+	c.follower, c.webhooks.barrier, c.webhooks.stale = follower, follower.Barrier, follower.Staleness
 	return c, nil
 }
 

@@ -14,8 +14,12 @@ import (
 	"github.com/postrider/postrider/schemas/kafka"
 )
 
-// barrierTimeout bounds one asking for what is in force; it is asked again.
-const barrierTimeout = 10 * time.Second
+const (
+	// barrierTimeout bounds one asking for what is in force; it is asked again.
+	barrierTimeout = 10 * time.Second
+	// maxStale is how soon after the answer a change of a webhook is in force.
+	maxStale = time.Second
+)
 
 // barrier blocks until everything acknowledged before the call is applied: a *kafka.Follower's.
 type barrier func(ctx context.Context) error
@@ -32,6 +36,7 @@ type webhooks struct {
 	next *rows // being read anew; nil if it is not
 
 	barrier barrier
+	stale   func() time.Duration // how old the table is: a *kafka.Follower's
 	asking  sync.Mutex // guards asked
 	asked   *question
 }
@@ -127,11 +132,12 @@ func (t *webhooks) bounds(id string, most int) laneBounds {
 }
 
 // lookup returns the webhook that is in force for a delivery, nil if it was
-// deleted. Where the table is behind what the delivery says, it first waits for
-// everything acknowledged until now. It blocks until that is known or ctx ends.
+// deleted. Where the table is behind what the delivery says, or has not been up
+// to date for maxStale, it first waits for everything acknowledged until now. It blocks until that is known or ctx ends.
 // A *schemas.UnknownVersionError says that a newer binary is to deal with it.
 func (t *webhooks) lookup(ctx context.Context, d *schemas.Delivery) (*inForce, error) {
-	if w, err := t.get(d.WebhookID); err != nil || w != nil && w.Revision >= d.WebhookRevision {
+	w, err := t.get(d.WebhookID)
+	if err != nil || w != nil && w.Revision >= d.WebhookRevision && t.stale() <= maxStale {
 		return w, err
 	}
 	for {

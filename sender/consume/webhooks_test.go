@@ -1,6 +1,7 @@
 package consume
 
 import (
+	"context"
 	"crypto/ed25519"
 	"log/slog"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/process"
 	"github.com/postrider/postrider/sender/deliver"
 )
 
@@ -53,6 +55,37 @@ func TestSecretsSignUntilTheyExpire(t *testing.T) {
 	foreign.ID = "wh_2" // the record of another webhook, copied
 	if secrets, _ := foreign.open(ring, slog.New(slog.DiscardHandler), now); len(secrets) != 0 {
 		t.Error("secrets of another webhook open")
+	}
+}
+
+func TestLookupAsksWhereTheTableMayBeBehind(t *testing.T) {
+	ctx := t.Context()
+	var asked int
+	var stale time.Duration
+	table := newWebhooks(slog.New(slog.DiscardHandler), func() {}, process.NewHealth(slog.New(slog.DiscardHandler)).Dependency("webhooks", process.Required))
+	table.now.byID["wh_1"] = &inForce{Webhook: schemas.Webhook{ID: "wh_1", Revision: 3}}
+	table.stale = func() time.Duration { return stale }
+	table.barrier = func(context.Context) error {
+		asked++
+		return nil
+	}
+	for _, test := range []struct {
+		name     string
+		id       string
+		revision int64
+		stale    time.Duration
+		asks     int
+	}{
+		{"known", "wh_1", 3, maxStale, 0},
+		{"known at a lower revision", "wh_1", 4, 0, 1},
+		{"not known", "wh_2", 1, 0, 1},
+		{"known, from a table that is cut off", "wh_1", 3, maxStale + 1, 1},
+	} {
+		asked, stale = 0, test.stale
+		w, err := table.lookup(ctx, &schemas.Delivery{WebhookID: test.id, WebhookRevision: test.revision})
+		if err != nil || (w != nil) != (test.id == "wh_1") || asked != test.asks {
+			t.Errorf("%s: %v, error %v, asked %d times, want %d", test.name, w, err, asked, test.asks)
+		}
 	}
 }
 
