@@ -5,7 +5,6 @@ package ingest
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -93,7 +92,8 @@ func (w *watch) run(ctx context.Context) error {
 		} else {
 			var found []kafka.Difference
 			if found, err = kafka.CheckTopics(check, cl, topics); err == nil {
-				err = w.judge(found)
+				err = kafka.Judge(w.log, found)
+				w.open.Store(err == nil)
 			}
 		}
 		cancel()
@@ -108,18 +108,4 @@ func (w *watch) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// judge opens the service unless a difference would break a promise.
-func (w *watch) judge(found []kafka.Difference) error {
-	for _, d := range found {
-		if d.Fatal {
-			return fmt.Errorf("checking topics: %s", d)
-		}
-	}
-	for _, d := range found {
-		w.log.Warn("a topic or broker differs from what is recommended", "object", d.Object, "difference", d.Text, "mend", d.Mend)
-	}
-	w.open.Store(true)
-	return nil
 }

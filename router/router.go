@@ -5,7 +5,6 @@ package router
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/postrider/postrider/router/join"
@@ -93,7 +92,7 @@ func (w *watch) check(ctx context.Context, at kafka.StartAt, checked *time.Time)
 		if err != nil {
 			return err
 		}
-		if err := w.judge(found); err != nil {
+		if err := kafka.Judge(w.log, found); err != nil {
 			return err
 		}
 		*checked = time.Now()
@@ -104,21 +103,6 @@ func (w *watch) check(ctx context.Context, at kafka.StartAt, checked *time.Time)
 	w.ready.Up()
 	return nil
 }
-
-// judge names what differs, and returns the first difference with which a promise could not be kept.
-func (w *watch) judge(found []kafka.Difference) error {
-	for _, d := range found {
-		if d.Fatal {
-			return fmt.Errorf("checking topics: %s: %w", d, errTopics)
-		}
-	}
-	for _, d := range found {
-		w.log.Warn("a topic or broker differs from what is recommended", "object", d.Object, "difference", d.Text, "mend", d.Mend)
-	}
-	return nil
-}
-
-var errTopics = errors.New("no promise can be kept with that")
 
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)

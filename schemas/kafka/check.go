@@ -2,7 +2,9 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +26,26 @@ type Difference struct {
 // String returns the difference in one line.
 func (d Difference) String() string {
 	return d.Object + ": " + d.Text + "; mend it with: " + d.Mend
+}
+
+// ErrTopics says that topics are such that a promise cannot be kept.
+var ErrTopics = errors.New("no promise can be kept with that")
+
+// Judge returns ErrTopics with the fatal differences among those found. If there are none, it logs the others.
+func Judge(log *slog.Logger, found []Difference) error {
+	var fatal []error
+	for _, d := range found {
+		if d.Fatal {
+			fatal = append(fatal, errors.New(d.String()))
+		}
+	}
+	if len(fatal) > 0 {
+		return fmt.Errorf("checking topics: %w: %w", ErrTopics, errors.Join(fatal...))
+	}
+	for _, d := range found {
+		log.Warn("a topic or broker differs from what is recommended", "object", d.Object, "difference", d.Text, "mend", d.Mend)
+	}
+	return nil
 }
 
 // CheckTopics compares topics and brokers with what they should be. Brokers are

@@ -58,6 +58,7 @@ type Consumer struct {
 	webhooks *webhooks
 	follower *kafka.Follower
 	fence    fence
+	checked  bool // the topics; Run's alone
 
 	mu    sync.Mutex // guards board
 	board *board     // of the session that runs; nil between two

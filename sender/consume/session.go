@@ -104,19 +104,18 @@ func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 	return s, nil
 }
 
-// checkTopics returns what differs in topics and lets a promise not be kept.
+// checkTopics returns what lets a promise not be kept, and logs what else differs, once for each process.
 func (c *Consumer) checkTopics(ctx context.Context, cl *kgo.Client) error {
+	if c.checked {
+		return nil
+	}
 	found, err := kafka.CheckTopics(ctx, cl, c.topics)
 	if err != nil {
 		return fmt.Errorf("checking topics: %w", err)
 	}
-	var fatal []error
-	for _, d := range found {
-		if d.Fatal {
-			fatal = append(fatal, errors.New(d.String()))
-		}
-	}
-	return errors.Join(fatal...)
+	err = kafka.Judge(c.log, found)
+	c.checked = err == nil
+	return err
 }
 
 func (s *session) join() (err error) {

@@ -37,7 +37,7 @@ type webhooks struct {
 
 	barrier barrier
 	stale   func() time.Duration // how old the table is: a *kafka.Follower's
-	asking  sync.Mutex // guards asked
+	asking  sync.Mutex           // guards asked
 	asked   *question
 }
 
