@@ -149,8 +149,11 @@ func (x *exchange) sendAndRead(a *Attempt) error {
 	if value := x.resp.Header.Peek(fasthttp.HeaderRetryAfter); len(value) > 0 {
 		a.RetryAfter = RetryAfter(string(value), time.Now())
 	}
-	if value := x.resp.Header.Peek(DirectiveHeader); strings.EqualFold(string(bytes.TrimSpace(value)), DirectiveAbort) {
+	switch value := x.resp.Header.Peek(DirectiveHeader); strings.ToLower(string(bytes.TrimSpace(value))) {
+	case DirectiveAbort:
 		a.Directive = DirectiveAbort
+	case DirectiveDisable:
+		a.Directive = DirectiveDisable
 	}
 	body := x.readBody(a)
 	kept := make([]byte, len(x.head)+len(body))

@@ -60,13 +60,21 @@ const (
 	ReasonStatus      Reason = "status"       // any other status that is no success
 	ReasonFinalStatus Reason = "final_status" // one after which the webhook's owner wants no further attempt
 	ReasonAborted     Reason = "aborted"      // the target asked for no further attempt (DirectiveHeader)
+	ReasonGone        Reason = "gone"         // 410: the target is no more, and its webhook is disabled
+	ReasonUnwanted    Reason = "unwanted"     // the target asked for its webhook to be disabled (DirectiveHeader)
+
+	// Of no attempt.
+
+	ReasonBreakerOpen Reason = "breaker_open" // the target failed so often that it is asked for nothing now
 )
 
-// DirectiveHeader is what a target may say of the delivery in its answer, unless
-// that is a success: DirectiveAbort ends it.
+// DirectiveHeader is what a target may say in its answer: DirectiveAbort ends the
+// delivery, unless the answer is a success; DirectiveDisable disables the webhook,
+// and ends the delivery likewise.
 const (
-	DirectiveHeader = "webhook-delivery"
-	DirectiveAbort  = "abort"
+	DirectiveHeader  = "webhook-delivery"
+	DirectiveAbort   = "abort"
+	DirectiveDisable = "disable"
 )
 
 // Reasons returns all reasons.
@@ -76,6 +84,7 @@ func Reasons() []Reason {
 		ReasonDNSFailed, ReasonDNSTimeout, ReasonConnectRefused, ReasonConnectTimeout, ReasonConnectFailed, ReasonTLSFailed, ReasonTLSTimeout,
 		ReasonTimeout, ReasonReset, ReasonHeadTooLarge, ReasonResponseTooLarge, ReasonProtocol, ReasonNetwork,
 		ReasonNoFreeConns, ReasonNoResources, ReasonCanceled, ReasonRedirect, ReasonStatus, ReasonFinalStatus, ReasonAborted,
+		ReasonGone, ReasonUnwanted, ReasonBreakerOpen,
 	}
 }
 
@@ -146,7 +155,23 @@ type Verdict struct {
 	Reason Reason
 	// Wait is the least wait before the next attempt, as the target asked.
 	Wait time.Duration
+	// Health is what the attempt says of the target.
+	Health Health
+	// Disable says that the webhook is to be disabled.
+	Disable bool
 }
+
+// Health is what an attempt says of its target.
+type Health int
+
+// The healths, from good to bad.
+const (
+	Unasked    Health = iota // nothing: it was not asked
+	Well                     // it took the delivery
+	Answering                // it refused this delivery, and may take another
+	Failing                  // it fails, quickly
+	Overloaded               // it asks for less, or takes too long to answer
+)
 
 // MaxRetryAfter caps what a target may ask for: the default schedule's longest step.
 const MaxRetryAfter = 24 * time.Hour
@@ -166,17 +191,61 @@ func Judge(a *Attempt, answers Answers) Verdict {
 	case a.Reason == ReasonNoFreeConns, a.Reason == ReasonNoResources:
 		return Verdict{Action: Park, Reason: a.Reason}
 	case a.Reason != "":
-		return Verdict{Action: Retry, Reason: a.Reason}
-	case a.StatusCode == fasthttp.StatusOK, answers.Success2xx && a.StatusCode >= 200 && a.StatusCode < 300:
-		return Verdict{Action: Delivered}
-	case a.Directive == DirectiveAbort:
-		return Verdict{Action: Final, Reason: ReasonAborted}
-	case slices.Contains(answers.Final, a.StatusCode):
-		return Verdict{Action: Final, Reason: ReasonFinalStatus}
-	case a.StatusCode >= 300 && a.StatusCode < 400:
-		return Verdict{Action: Retry, Reason: ReasonRedirect, Wait: min(a.RetryAfter, MaxRetryAfter)}
+		return Verdict{Action: Retry, Reason: a.Reason, Health: a.Reason.health()}
 	}
-	return Verdict{Action: Retry, Reason: ReasonStatus, Wait: min(a.RetryAfter, MaxRetryAfter)}
+	v := answers.judge(a)
+	if v.Action == Retry {
+		v.Wait = min(a.RetryAfter, MaxRetryAfter)
+	}
+	if a.Directive == DirectiveDisable {
+		v.Disable = true
+		if v.Action != Delivered {
+			v.Action, v.Reason, v.Wait = Final, ReasonUnwanted, 0
+		}
+	}
+	return v
+}
+
+// judge classifies an attempt by its status.
+func (answers Answers) judge(a *Attempt) Verdict {
+	switch status := a.StatusCode; {
+	case status == fasthttp.StatusOK, answers.Success2xx && status >= 200 && status < 300:
+		return Verdict{Action: Delivered, Health: Well}
+	case status == fasthttp.StatusGone:
+		return Verdict{Action: Final, Reason: ReasonGone, Health: Answering, Disable: true}
+	case a.Directive == DirectiveAbort:
+		return Verdict{Action: Final, Reason: ReasonAborted, Health: statusHealth(status)}
+	case slices.Contains(answers.Final, status):
+		return Verdict{Action: Final, Reason: ReasonFinalStatus, Health: statusHealth(status)}
+	case status >= 300 && status < 400:
+		return Verdict{Action: Retry, Reason: ReasonRedirect, Health: Answering}
+	default:
+		return Verdict{Action: Retry, Reason: ReasonStatus, Health: statusHealth(status)}
+	}
+}
+
+// statusHealth is that of a status which is no success.
+func statusHealth(status int) Health {
+	switch status {
+	case fasthttp.StatusTooManyRequests, fasthttp.StatusBadGateway, fasthttp.StatusServiceUnavailable, fasthttp.StatusGatewayTimeout:
+		return Overloaded
+	}
+	if status >= 500 {
+		return Failing
+	}
+	return Answering
+}
+
+// health is that of a target of which no answer came.
+func (r Reason) health() Health {
+	switch r { //nolint:exhaustive // what needs no target is said, and all else is a failing one
+	case ReasonInvalidTarget, ReasonNoSecret:
+		return Unasked
+	case ReasonTimeout, ReasonConnectTimeout, ReasonTLSTimeout, ReasonDNSTimeout:
+		return Overloaded
+	default:
+		return Failing
+	}
 }
 
 // RetryAfter reads the header of that name (RFC 9110, section 10.2.3), seconds

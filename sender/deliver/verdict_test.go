@@ -9,29 +9,21 @@ import (
 func TestJudge(t *testing.T) {
 	for status := 100; status < 1000; status++ {
 		a := Attempt{StatusCode: status, RetryAfter: time.Minute}
-		want := Verdict{Action: Retry, Reason: ReasonStatus, Wait: time.Minute}
+		want := Verdict{Action: Retry, Reason: ReasonStatus, Wait: time.Minute, Health: Answering}
 		switch {
 		case status == 200:
-			want = Verdict{Action: Delivered}
+			want = Verdict{Action: Delivered, Health: Well}
 		case status >= 300 && status < 400:
 			want.Reason = ReasonRedirect
+		case status == 410:
+			want = Verdict{Action: Final, Reason: ReasonGone, Health: Answering, Disable: true}
+		case slices.Contains([]int{429, 502, 503, 504}, status):
+			want.Health = Overloaded
+		case status >= 500:
+			want.Health = Failing
 		}
 		if got := Judge(&a, Answers{}); got != want {
 			t.Errorf("status %d: %+v, want %+v", status, got, want)
-		}
-	}
-	for _, reason := range Reasons() {
-		// A status beside a reason is what a parser had left over: it counts for nothing.
-		a := Attempt{StatusCode: 200, Reason: reason, RetryAfter: time.Minute}
-		want := Verdict{Action: Retry, Reason: reason}
-		switch reason { //nolint:exhaustive // the rest are retried
-		case ReasonNoFreeConns, ReasonNoResources:
-			want.Action = Park
-		case ReasonCanceled:
-			want.Action = Forget
-		}
-		if got := Judge(&a, Answers{}); got != want {
-			t.Errorf("reason %q: %+v, want %+v", reason, got, want)
 		}
 	}
 	if got := Judge(&Attempt{StatusCode: 200, BodyReason: ReasonReset}, Answers{}); got.Action != Delivered {
@@ -42,22 +34,51 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestJudgeWithoutAnAnswer(t *testing.T) {
+	for _, reason := range Reasons() {
+		// A status beside a reason is what a parser had left over: it counts for nothing.
+		a := Attempt{StatusCode: 200, Reason: reason, RetryAfter: time.Minute, Directive: DirectiveDisable}
+		want := Verdict{Action: Retry, Reason: reason, Health: Failing}
+		switch reason { //nolint:exhaustive // the rest are of failing targets, and retried
+		case ReasonNoFreeConns, ReasonNoResources:
+			want.Action, want.Health = Park, Unasked
+		case ReasonCanceled:
+			want.Action, want.Health = Forget, Unasked
+		case ReasonInvalidTarget, ReasonNoSecret:
+			want.Health = Unasked
+		case ReasonTimeout, ReasonDNSTimeout, ReasonConnectTimeout, ReasonTLSTimeout:
+			want.Health = Overloaded
+		}
+		if got := Judge(&a, Answers{}); got != want {
+			t.Errorf("reason %q: %+v, want %+v", reason, got, want)
+		}
+	}
+}
+
 func TestJudgeByTheOwnersAnswers(t *testing.T) {
 	answers := Answers{Success2xx: true, Final: []int{302, 400, 404}}
+	delivered := Verdict{Action: Delivered, Health: Well}
+	unwanted := Verdict{Action: Delivered, Health: Well, Disable: true}
+	final := func(reason Reason, health Health) Verdict {
+		return Verdict{Action: Final, Reason: reason, Health: health, Disable: reason == ReasonGone || reason == ReasonUnwanted}
+	}
 	tests := []struct {
 		status    int
 		directive string
 		want      Verdict
 	}{
-		{200, "", Verdict{Action: Delivered}},
-		{204, "", Verdict{Action: Delivered}},
-		{299, DirectiveAbort, Verdict{Action: Delivered}}, // it has it: there is nothing to abort
-		{300, "", Verdict{Action: Retry, Reason: ReasonRedirect}},
-		{302, "", Verdict{Action: Final, Reason: ReasonFinalStatus}},
-		{400, "", Verdict{Action: Final, Reason: ReasonFinalStatus}},
-		{404, DirectiveAbort, Verdict{Action: Final, Reason: ReasonAborted}},
-		{410, "", Verdict{Action: Retry, Reason: ReasonStatus}},
-		{500, DirectiveAbort, Verdict{Action: Final, Reason: ReasonAborted}},
+		{200, "", delivered},
+		{204, "", delivered},
+		{299, DirectiveAbort, delivered}, // it has it: there is nothing to abort
+		{200, DirectiveDisable, unwanted},
+		{300, "", Verdict{Action: Retry, Reason: ReasonRedirect, Health: Answering}},
+		{302, "", final(ReasonFinalStatus, Answering)},
+		{400, "", final(ReasonFinalStatus, Answering)},
+		{404, DirectiveAbort, final(ReasonAborted, Answering)},
+		{410, "", final(ReasonGone, Answering)},
+		{410, DirectiveAbort, final(ReasonGone, Answering)},
+		{500, DirectiveAbort, final(ReasonAborted, Failing)},
+		{503, DirectiveDisable, final(ReasonUnwanted, Overloaded)},
 	}
 	for _, test := range tests {
 		if got := Judge(&Attempt{StatusCode: test.status, Directive: test.directive}, answers); got != test.want {
@@ -117,7 +138,7 @@ func TestRetryAfter(t *testing.T) {
 func TestRetryAfterOfAResponse(t *testing.T) {
 	rcv := startReceiver(t, answer("HTTP/1.1 429 Slow\r\nRETRY-after: 90\r\ncontent-length: 0\r\n\r\n"))
 	a := startClient(t, nil).Do(t.Context(), request(rcv.url))
-	if v := Judge(&a, Answers{}); v != (Verdict{Action: Retry, Reason: ReasonStatus, Wait: 90 * time.Second}) {
+	if v := Judge(&a, Answers{}); v != (Verdict{Action: Retry, Reason: ReasonStatus, Wait: 90 * time.Second, Health: Overloaded}) {
 		t.Errorf("verdict %+v of %+v", v, a)
 	}
 }
