@@ -66,7 +66,7 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 	old := sealed
 	old.ExpiresAt = moment(40)
 	webhook := Webhook{
-		ID: exampleWebhook, Organization: "acme", Account: "north", Active: true, URL: "https://example.com/hook",
+		ID: exampleWebhook, Organization: "acme", Account: "north", Active: true, Paused: true, ResumedAt: moment(1), URL: "https://example.com/hook",
 		Events: []string{"medical-encounters", "*.removed"}, Description: "encounters", Metadata: map[string]string{"team": "blue"},
 		Format: FormatCloudEvents,
 		Handling: Handling{
@@ -144,6 +144,9 @@ func addLogged(topics Topics, all map[string]example) {
 	delivery.ID = DeliveryID{Topic: exampleTopic, Partition: 3, Offset: 99}
 	delivery.Attempt, delivery.Parks, delivery.DueAt, delivery.FirstAttemptAt = 2, 1, moment(30), moment(7)
 	all["retry"] = example{delivery.Record(topics.Retry[0]), nil, "body"}
+	held := delivery
+	held.DueAt, held.HeldAt = time.Time{}, moment(8)
+	all["held"] = example{held.Record(topics.Held), nil, "body"}
 	delivery.Reason = "timeout"
 	all["dead-letter"] = example{delivery.Record(topics.DeadLetters), nil, "body"}
 
@@ -208,7 +211,7 @@ func decode(name string, r *kgo.Record) (any, error) {
 		return DecodeOutcome(r)
 	case "delivery", "delivery-cloudevents":
 		return DecodeDelivery(r, [16]byte{1})
-	case "retry", "dead-letter":
+	case "retry", "held", "dead-letter":
 		return DecodeDelivery(r, [16]byte{})
 	case "routed":
 		return DecodeRouted(r)

@@ -37,6 +37,7 @@ const (
 	headerDueAt          = "due_at"
 	headerFirstAttemptAt = "first_attempt_at"
 	headerDeliveryID     = "delivery_id"
+	headerHeldAt         = "held_at"
 	headerReason         = "reason"
 )
 
@@ -69,6 +70,8 @@ type Delivery struct {
 	// DueAt is when it is to be attempted: never earlier.
 	DueAt          time.Time
 	FirstAttemptAt time.Time
+	// HeldAt is since when it has been in held; zero elsewhere.
+	HeldAt time.Time
 	// Reason is why a dead letter is dead.
 	Reason string
 }
@@ -100,6 +103,7 @@ func (d *Delivery) Record(topic string) *kgo.Record {
 		headers = appendInt(headers, headerParks, int64(d.Parks))
 		headers = appendTime(headers, headerDueAt, d.DueAt)
 		headers = appendTime(headers, headerFirstAttemptAt, d.FirstAttemptAt)
+		headers = appendTime(headers, headerHeldAt, d.HeldAt)
 		headers = appendText(headers, headerReason, d.Reason)
 	}
 	return &kgo.Record{Topic: topic, Key: []byte(d.WebhookID), Value: d.Body, Headers: headers}
@@ -173,6 +177,8 @@ func (d *Delivery) setWaiting(read *headerReader, key string, value []byte) {
 		d.DueAt = read.time(key, value)
 	case headerFirstAttemptAt:
 		d.FirstAttemptAt = read.time(key, value)
+	case headerHeldAt:
+		d.HeldAt = read.time(key, value)
 	case headerReason:
 		d.Reason = string(value)
 	}

@@ -18,7 +18,11 @@ type Webhook struct {
 	// Account narrows the webhook to one account of the organization; empty: all of it.
 	Account string `json:"account,omitempty" validate:"max=128,text"`
 	// Active is false while its owner has disabled it.
-	Active      bool              `json:"active"`
+	Active bool `json:"active"`
+	// Paused is true while its owner wants its deliveries held.
+	Paused bool `json:"paused,omitempty"`
+	// ResumedAt is when it was paused no longer: what was held until then is released.
+	ResumedAt   time.Time         `json:"resumed_at,omitzero"`
 	URL         string            `json:"url" validate:"required,max=2048"`
 	Events      []string          `json:"events" validate:"min=1,max=100,unique,dive,pattern"`
 	Description string            `json:"description,omitempty" validate:"max=1000,text"`
