@@ -12,6 +12,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/postrider/postrider/ingest"
@@ -176,4 +177,51 @@ func TestBadSettingsAreToldAtOnce(t *testing.T) {
 	if err := process.NewSettings("ingest").Parse(nil, nil); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestUnknownVersion is F24 at ingest: what a newer replica has written is
+// neither shown as it was before nor written over, and /readyz says why.
+func TestUnknownVersion(t *testing.T) {
+	f, r := start(t)
+	key, keyID := r.makeKey(t, "acme", schemas.ScopeWebhooksRead)
+	id := r.do(t, request{path: "/v1/webhooks", body: create}).want(t, http.StatusCreated).text("id")
+	other := r.do(t, request{path: "/v1/webhooks", body: create}).want(t, http.StatusCreated).text("id")
+	path := "/v1/webhooks/" + id
+	header := []kgo.RecordHeader{{Key: schemas.HeaderVersion, Value: []byte("2")}}
+	for topic, id := range map[string]string{f.topics.Webhooks: id, f.topics.Keys: keyID} {
+		newer := &kgo.Record{Topic: topic, Key: []byte(id), Value: []byte("?"), Headers: header}
+		if err := f.client(t).ProduceSync(t.Context(), newer).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "the replica to name the version", func() bool {
+		got := r.readiness(t)
+		return got.code == http.StatusServiceUnavailable && strings.Contains(got.body.String(), `record version`)
+	})
+	before := len(f.readAll(t, f.topics.Webhooks)) + len(f.readAll(t, f.topics.Keys))
+	for _, q := range []request{
+		{method: "GET", path: path},
+		{method: "PATCH", path: path, body: `{"active":false}`},
+		{method: "DELETE", path: path},
+		{path: path + "/ping"},
+		{path: path + "/secrets"},
+		{method: "GET", path: "/v1/webhooks?organization=other"},
+		{method: "GET", path: "/.well-known/webhook-keys"},
+		{method: "GET", path: "/v1/keys"},
+		{method: "DELETE", path: "/v1/keys/" + keyID},
+		{method: "GET", path: "/v1/webhooks/" + other, key: key}, // is it still good? nobody here can tell
+	} {
+		r.wantUnavailable(t, q)
+	}
+	if after := len(f.readAll(t, f.topics.Webhooks)) + len(f.readAll(t, f.topics.Keys)); after != before {
+		t.Errorf("got %d records, want %d as before", after, before)
+	}
+	r.do(t, request{method: "PATCH", path: "/v1/webhooks/" + other, body: `{"active":false}`}).want(t, http.StatusOK)
+	for topic, id := range map[string]string{f.topics.Webhooks: id, f.topics.Keys: keyID} {
+		if err := f.client(t).ProduceSync(t.Context(), schemas.Tombstone(topic, id)).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.waitReady(t)
+	r.do(t, request{method: "GET", path: path}).want(t, http.StatusNotFound)
 }

@@ -93,8 +93,13 @@ func (d *rewrapped) all(ctx context.Context, rows *registry.Registry, ring schem
 		return context.Cause(ctx)
 	}
 	for after, more := "", true; more; {
-		var page []schemas.Webhook
-		page, more = rows.Webhooks("", after, rewrapAtOnce)
+		var (
+			page []schemas.Webhook
+			err  error
+		)
+		if page, more, err = rows.Webhooks("", after, rewrapAtOnce); err != nil {
+			return err
+		}
 		var changes errgroup.Group
 		for i := range page {
 			after = page[i].ID

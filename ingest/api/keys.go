@@ -25,7 +25,10 @@ func (s *Server) listKeys(ctx context.Context, c *call) error {
 	if err := s.Registry.Fresh(ctx); err != nil {
 		return err
 	}
-	rows, more := s.Registry.Keys(organization, after, limit)
+	rows, more, err := s.Registry.Keys(organization, after, limit)
+	if err != nil {
+		return err
+	}
 	page := list[registry.KeyView]{Data: make([]registry.KeyView, len(rows))}
 	for i := range rows {
 		page.Data[i] = registry.ViewKey(&rows[i])

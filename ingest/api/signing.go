@@ -163,7 +163,10 @@ func (s *Server) getWebhookKeys(ctx context.Context, c *call) error {
 		answer.Keys = append(answer.Keys, registry.PublicKeys(w)...)
 		return c.answer(fasthttp.StatusOK, answer)
 	}
-	rows, more := s.Registry.Webhooks("", after, limit)
+	rows, more, err := s.Registry.Webhooks("", after, limit)
+	if err != nil {
+		return err
+	}
 	for i := range rows {
 		answer.Keys = append(answer.Keys, registry.PublicKeys(&rows[i])...)
 	}

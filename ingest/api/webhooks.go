@@ -72,7 +72,10 @@ func (s *Server) listWebhooks(ctx context.Context, c *call) error {
 	if err := s.Registry.Fresh(ctx); err != nil {
 		return err
 	}
-	rows, more := s.Registry.Webhooks(organization, after, limit)
+	rows, more, err := s.Registry.Webhooks(organization, after, limit)
+	if err != nil {
+		return err
+	}
 	page := list[registry.WebhookView]{Data: make([]registry.WebhookView, len(rows))}
 	for i := range rows {
 		page.Data[i] = registry.ViewWebhook(&rows[i])

@@ -37,7 +37,8 @@ const (
 var (
 	// ErrNotFound means that there is no such row, as of a moment after the call.
 	ErrNotFound = errors.New("not found")
-	// ErrUnavailable means that Kafka, or another replica's writer, did not let this one through in time. Nothing was changed.
+	// ErrUnavailable means that Kafka, or another replica's writer, did not let this one through in time, or that only a
+	// newer binary can read what was asked for. Nothing was changed.
 	ErrUnavailable = errors.New("the registry of webhooks and keys is not available")
 	// ErrUnknownEnd means that a change may have been made or not: look before trying again.
 	ErrUnknownEnd = errors.New("the change was sent to Kafka and its end is not known")
@@ -61,10 +62,9 @@ type Registry struct {
 		webhooks *table[schemas.Webhook]
 		keys     *table[schemas.Key]
 	}
-	health     kafka.Reporter
-	writes     chan *write
-	watched    atomic.Pointer[sighting]
-	unreadable atomic.Pointer[schemas.UnknownVersionError]
+	health  kafka.Reporter
+	writes  chan *write
+	watched atomic.Pointer[sighting]
 
 	badRecords prometheus.Counter
 	takeovers  prometheus.Counter
@@ -120,7 +120,7 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 func (r *Registry) register(metrics prometheus.Registerer) {
 	r.badRecords = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "postrider_ingest_registry_bad_records_total",
-		Help: "Records of webhooks and keys that could not be read; the last good value stays in force.",
+		Help: "Records of webhooks and keys that could not be read; the last good value stays in force, unless a newer binary wrote it.",
 	})
 	r.takeovers = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "postrider_ingest_registry_takeovers_total",
@@ -161,8 +161,8 @@ type reporter struct{ r *Registry }
 
 // Up is called again and again while the follower is up to date.
 func (p reporter) Up() {
-	if err := p.r.unreadable.Load(); err != nil {
-		p.r.health.Down(err) // unready rather than wrong
+	if newer := cmp.Or(p.r.webhooks.newer(), p.r.keys.newer()); newer != nil {
+		p.r.health.Down(newer) // unready rather than wrong
 		return
 	}
 	p.r.health.Up()
@@ -174,7 +174,6 @@ func (p reporter) Down(err error) { p.r.health.Down(err) }
 func (r *Registry) beginRebuild() {
 	r.fresh.webhooks = newTable(r.webhooks.organization)
 	r.fresh.keys = newTable(r.keys.organization)
-	r.unreadable.Store(nil)
 }
 
 func (r *Registry) endRebuild() {
@@ -194,21 +193,26 @@ func (r *Registry) apply(record *kgo.Record) {
 	r.watched.Load().saw(record)
 }
 
+// applyTo puts a record into a table. A bad one changes nothing: what its key
+// had before stays, be that a row or that it is unreadable.
 func applyTo[T any](r *Registry, t *table[T], record *kgo.Record, decode func(*kgo.Record) (T, error)) {
 	row, err := decode(record)
-	switch {
-	case err == nil:
+	if err == nil {
 		t.put(string(record.Key), &row)
-	case errors.Is(err, schemas.ErrTombstone):
-		t.remove(string(record.Key))
-	default:
-		if newer, ok := errors.AsType[*schemas.UnknownVersionError](err); ok {
-			r.unreadable.Store(newer)
-		}
-		r.badRecords.Inc()
-		r.log.Error("reading a record of the registry: the last good value of its key stays in force",
-			"topic", record.Topic, "partition", record.Partition, "offset", record.Offset, "error", err)
+		return
 	}
+	if errors.Is(err, schemas.ErrTombstone) {
+		t.remove(string(record.Key))
+		return
+	}
+	r.badRecords.Inc()
+	log := r.log.With("topic", record.Topic, "partition", record.Partition, "offset", record.Offset, "error", err)
+	if newer, ok := errors.AsType[*schemas.UnknownVersionError](err); ok {
+		t.putUnreadable(string(record.Key), newer)
+		log.Error("reading a record of the registry: what stands under its key is not available to this binary")
+		return
+	}
+	log.Error("reading a record of the registry: the last good value of its key stays in force")
 }
 
 // Fresh returns at once if this replica's view is at most a second old, else as
@@ -224,7 +228,8 @@ func (r *Registry) Fresh(ctx context.Context) error {
 }
 
 // Webhook returns a webhook, or ErrNotFound after asking Kafka whether this
-// replica has only not heard of it yet. The result must not be altered.
+// replica has only not heard of it yet, or ErrUnavailable if its record is of a
+// version that is not known here. The result must not be altered.
 func (r *Registry) Webhook(ctx context.Context, id string) (*schemas.Webhook, error) {
 	return find(ctx, r, &r.webhooks, id)
 }
@@ -235,26 +240,29 @@ func (r *Registry) Key(ctx context.Context, id string) (*schemas.Key, error) {
 }
 
 func find[T any](ctx context.Context, r *Registry, k *kind[T], id string) (*T, error) {
-	if row := k.get(id); row != nil {
-		return row, nil
+	if row, err := k.get(id); row != nil || err != nil {
+		return row, err
 	}
 	if err := r.barrier.wait(ctx); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if row := k.get(id); row != nil {
-		return row, nil
+	row, err := k.get(id)
+	if row == nil && err == nil {
+		err = ErrNotFound
 	}
-	return nil, ErrNotFound
+	return row, err
 }
 
 // Webhooks returns up to limit webhooks of an organization (of all if it is
-// empty) whose ids sort after the given one, and whether there are more.
-func (r *Registry) Webhooks(organization, after string, limit int) (rows []schemas.Webhook, more bool) {
+// empty) whose ids sort after the given one, and whether there are more. While
+// the record of any webhook is of a version that is not known here it returns
+// ErrUnavailable, for every organization: the record does not say here whose it is.
+func (r *Registry) Webhooks(organization, after string, limit int) (rows []schemas.Webhook, more bool, err error) {
 	return r.webhooks.page(organization, after, limit)
 }
 
 // Keys returns API keys, likewise.
-func (r *Registry) Keys(organization, after string, limit int) (rows []schemas.Key, more bool) {
+func (r *Registry) Keys(organization, after string, limit int) (rows []schemas.Key, more bool, err error) {
 	return r.keys.page(organization, after, limit)
 }
 
@@ -262,7 +270,8 @@ func (r *Registry) Keys(organization, after string, limit int) (rows []schemas.K
 // transaction with the record of changes, and returns it once this replica's own
 // follower has it: from then on every read-committed reader can see it (P4).
 // c's error is returned as it is. c must not alter the row it is given, and may be
-// called several times.
+// called several times. A row whose record is of a version that is not known here
+// is left as it is: ErrUnavailable, without asking c.
 func (r *Registry) ChangeWebhook(
 	ctx context.Context, actor Actor, action, id string, c func(old *schemas.Webhook) (*schemas.Webhook, error),
 ) (schemas.Webhook, error) {

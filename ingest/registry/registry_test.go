@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -52,9 +53,9 @@ func TestTableListsInOrder(t *testing.T) {
 		{"even", "2", 2, []string{"even"}, false},
 		{"unknown", "", 2, []string{}, false},
 	} {
-		got, more := table.page(c.organization, c.after, c.limit)
-		if !slices.Equal(got, c.want) || more != c.more {
-			t.Errorf("page(%q, %q, %d) = %q, %v, want %q, %v", c.organization, c.after, c.limit, got, more, c.want, c.more)
+		got, more, err := table.page(c.organization, c.after, c.limit)
+		if !slices.Equal(got, c.want) || more != c.more || err != nil {
+			t.Errorf("page(%q, %q, %d) = %q, %v, %v, want %q, %v", c.organization, c.after, c.limit, got, more, err, c.want, c.more)
 		}
 	}
 	if got := table.size(); got != 5 {
@@ -148,24 +149,109 @@ func TestBadRecordLeavesTheLastGoodValue(t *testing.T) {
 		record.Value = []byte(bad)
 		r.apply(record)
 	}
-	if w := r.webhooks.get("wh_1"); w == nil || w.Revision != 1 {
-		t.Errorf("got %+v, want the last good value", w)
+	if w, err := r.webhooks.get("wh_1"); err != nil || w == nil || w.Revision != 1 {
+		t.Errorf("got %+v, %v, want the last good value", w, err)
 	}
 	reporter{r}.Up()
 	if h.err != nil {
 		t.Errorf("got %v, want a bad record not to count as an outage", h.err)
 	}
 	r.apply(schemas.Tombstone(r.topics.Webhooks, "wh_1"))
-	if w := r.webhooks.get("wh_1"); w != nil {
-		t.Errorf("got %+v, want it deleted", w)
+	if w, err := r.webhooks.get("wh_1"); w != nil || err != nil {
+		t.Errorf("got %+v, %v, want it deleted", w, err)
 	}
+}
 
-	newer := webhookRecord(t, r, "wh_2", 2)
-	newer.Headers[0].Value = []byte("2")
-	r.apply(newer)
+// newer makes a record one that only a newer binary can read.
+func newer(record *kgo.Record) *kgo.Record {
+	record.Headers[0].Value = []byte("2")
+	return record
+}
+
+func bad(record *kgo.Record) *kgo.Record {
+	record.Value = []byte(`{`)
+	return record
+}
+
+func keyRecord(t *testing.T, r *Registry, id string) *kgo.Record {
+	t.Helper()
+	k := schemas.Key{ID: id, Organization: "acme", Scopes: []string{schemas.ScopeEventsWrite}, Hash: strings.Repeat("0a", 32)}
+	record, err := k.Record(r.topics.Keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+// TestUnknownVersion is "unready rather than wrong": while a record of a newer
+// binary stands in a topic nothing older is shown in its place or written over it.
+func TestUnknownVersion(t *testing.T) {
+	r, h := newRegistry(t)
+	r.apply(webhookRecord(t, r, "wh_1", 1))
+	r.apply(webhookRecord(t, r, "wh_2", 1))
+	r.apply(keyRecord(t, r, "key_1"))
+	check := func(when string, webhook, key bool) {
+		t.Helper()
+		reporter{r}.Up()
+		newer, ok := errors.AsType[*schemas.UnknownVersionError](h.err)
+		if unready := !webhook || !key; ok != unready || ok && newer.Version != "2" {
+			t.Errorf("%s: got health %v, want it to name the version that is not known: %v", when, h.err, unready)
+		}
+		_, err := r.Webhook(t.Context(), "wh_1")
+		_, _, listed := r.Webhooks("other", "", 10)
+		if unavailable(err) == webhook || unavailable(listed) == webhook {
+			t.Errorf("%s: got %v reading the webhook, %v listing, want them to be available: %v", when, err, listed, webhook)
+		}
+		_, err = r.Key(t.Context(), "key_1")
+		_, _, listed = r.Keys("", "", 10)
+		if unavailable(err) == key || unavailable(listed) == key {
+			t.Errorf("%s: got %v reading the key, %v listing, want them to be available: %v", when, err, listed, key)
+		}
+		if w, err := r.Webhook(t.Context(), "wh_2"); err != nil || w.Revision != 1 {
+			t.Errorf("%s: got %+v, %v of another webhook", when, w, err)
+		}
+	}
+	check("at the start", true, true)
+	r.apply(newer(webhookRecord(t, r, "wh_1", 2)))
+	check("after a newer webhook", false, true)
+	r.apply(newer(keyRecord(t, r, "key_1")))
+	check("after a newer key", false, false)
+	r.apply(webhookRecord(t, r, "wh_2", 1))
+	r.apply(bad(webhookRecord(t, r, "wh_1", 3)))
+	check("after another webhook's record and a bad one", false, false)
+	r.apply(webhookRecord(t, r, "wh_1", 4))
+	check("after a webhook that can be read", true, false)
+	r.beginRebuild()
+	r.apply(webhookRecord(t, r, "wh_2", 1))
+	r.apply(newer(webhookRecord(t, r, "wh_1", 5)))
+	r.apply(keyRecord(t, r, "key_1"))
+	check("in the middle of a rebuild", true, false)
+	r.endRebuild()
+	check("after the rebuild", false, true)
+	r.apply(schemas.Tombstone(r.topics.Webhooks, "wh_1"))
 	reporter{r}.Up()
-	if _, ok := errors.AsType[*schemas.UnknownVersionError](h.err); !ok {
-		t.Errorf("got health %v, want it to name the version that is not known", h.err)
+	if w, err := r.webhooks.get("wh_1"); w != nil || err != nil || h.err != nil {
+		t.Errorf("got %+v, %v and health %v after a tombstone", w, err, h.err)
+	}
+}
+
+func unavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
+
+func TestUnknownVersionIsNotWrittenOver(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.apply(webhookRecord(t, r, "wh_1", 1))
+	r.apply(newer(webhookRecord(t, r, "wh_1", 2)))
+	patch := func(old *schemas.Webhook) (*schemas.Webhook, error) { return old, nil }
+	deleted := func(*schemas.Webhook) (*schemas.Webhook, error) { return nil, nil } //nolint:nilnil // how a change deletes
+	var batch []*write
+	for _, c := range []change[schemas.Webhook]{patch, deleted} {
+		w, _ := newWrite(&r.webhooks, r.topics.Changes, Actor{ID: "test"}, "updated", "wh_1", c, func(error) {})
+		batch = append(batch, w)
+	}
+	rows, audit := decide(batch)
+	if len(rows) != 0 || len(audit) != 2 || !unavailable(batch[0].decided.refused) || !unavailable(batch[1].decided.refused) {
+		t.Errorf("got %d rows, %d changes and refusals %v, %v, want none written and both told",
+			len(rows), len(audit), batch[0].decided.refused, batch[1].decided.refused)
 	}
 }
 
@@ -174,16 +260,20 @@ func TestRebuildReplacesTheTables(t *testing.T) {
 	r.apply(webhookRecord(t, r, "wh_old", 1))
 	r.beginRebuild()
 	r.apply(webhookRecord(t, r, "wh_new", 1))
-	if r.webhooks.get("wh_old") == nil || r.webhooks.get("wh_new") != nil {
+	has := func(id string) bool {
+		w, err := r.webhooks.get(id)
+		return w != nil && err == nil
+	}
+	if !has("wh_old") || has("wh_new") {
 		t.Error("got the new table before it is whole")
 	}
 	r.endRebuild()
-	if r.webhooks.get("wh_old") != nil || r.webhooks.get("wh_new") == nil {
+	if has("wh_old") || !has("wh_new") {
 		t.Error("got the old table after the new one is whole")
 	}
 	r.apply(webhookRecord(t, r, "wh_next", 1))
-	if rows, _ := r.Webhooks("acme", "", 10); len(rows) != 2 {
-		t.Errorf("got %d webhooks, want 2", len(rows))
+	if rows, _, err := r.Webhooks("acme", "", 10); len(rows) != 2 || err != nil {
+		t.Errorf("got %d webhooks, %v, want 2", len(rows), err)
 	}
 }
 
@@ -215,7 +305,7 @@ func TestDecideSeesWhatCameBefore(t *testing.T) {
 	if want := "false true false false true "; got != want || len(rows) != 3 || len(audit) != 5 || rows[2].Value != nil {
 		t.Errorf("got refusals %swith %d rows and %d changes, want %swith 3 and 5", got, len(rows), len(audit), want)
 	}
-	if w := r.webhooks.get("wh_1"); w.Revision != 1 {
-		t.Errorf("got revision %d in force before anything was written", w.Revision)
+	if w, err := r.webhooks.get("wh_1"); err != nil || w.Revision != 1 {
+		t.Errorf("got %+v, %v in force before anything was written", w, err)
 	}
 }

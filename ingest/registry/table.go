@@ -1,8 +1,11 @@
 package registry
 
 import (
+	"fmt"
 	"slices"
 	"sync"
+
+	"github.com/postrider/postrider/schemas"
 )
 
 // table holds the rows of one compacted topic by id, and their ids in order.
@@ -12,22 +15,31 @@ type table[T any] struct {
 	mu   sync.RWMutex // guards the rest; rows themselves are never changed, only replaced
 	rows map[string]*T
 	ids  map[string][]string // by organization, ascending; under "" the ids of all
+	// unreadable are, by id, the rows that only a newer binary can read. They are
+	// not in rows: what stood there before is no longer true.
+	unreadable map[string]*schemas.UnknownVersionError
 }
 
 func newTable[T any](organization func(*T) string) *table[T] {
-	return &table[T]{organization: organization, rows: map[string]*T{}, ids: map[string][]string{}}
+	return &table[T]{
+		organization: organization, rows: map[string]*T{}, ids: map[string][]string{}, unreadable: map[string]*schemas.UnknownVersionError{},
+	}
 }
 
-// get returns the row under id, nil if there is none.
-func (t *table[T]) get(id string) *T {
+// get returns the row under id, nil if there is none, ErrUnavailable if it is unreadable.
+func (t *table[T]) get(id string) (*T, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.rows[id]
+	if newer, ok := t.unreadable[id]; ok {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, newer)
+	}
+	return t.rows[id], nil
 }
 
 func (t *table[T]) put(id string, row *T) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.unreadable, id)
 	if old, ok := t.rows[id]; ok {
 		if t.organization(old) == t.organization(row) {
 			t.rows[id] = row
@@ -47,9 +59,21 @@ func (t *table[T]) put(id string, row *T) {
 func (t *table[T]) remove(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.unreadable, id)
 	if old, ok := t.rows[id]; ok {
 		t.removeLocked(id, old)
 	}
+}
+
+// putUnreadable says that what stands under id now only a newer binary can read,
+// until the id is put or removed again.
+func (t *table[T]) putUnreadable(id string, newer *schemas.UnknownVersionError) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old, ok := t.rows[id]; ok {
+		t.removeLocked(id, old)
+	}
+	t.unreadable[id] = newer
 }
 
 func (t *table[T]) removeLocked(id string, old *T) {
@@ -74,10 +98,15 @@ func indexKeys(organization string) []string {
 }
 
 // page returns up to limit rows of organization (of all if it is empty) whose
-// ids sort after the given one, and whether there are more behind them.
-func (t *table[T]) page(organization, after string, limit int) (rows []T, more bool) {
+// ids sort after the given one, and whether there are more behind them. While a
+// row is unreadable every page is ErrUnavailable: whose it is nobody here can
+// tell, so any page may lack it.
+func (t *table[T]) page(organization, after string, limit int) (rows []T, more bool, err error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
+	if newer := t.newerLocked(); newer != nil {
+		return nil, false, fmt.Errorf("%w: %w", ErrUnavailable, newer)
+	}
 	ids := t.ids[organization]
 	from, found := slices.BinarySearch(ids, after)
 	if found {
@@ -91,14 +120,28 @@ func (t *table[T]) page(organization, after string, limit int) (rows []T, more b
 	for _, id := range ids {
 		rows = append(rows, *t.rows[id])
 	}
-	return rows, more
+	return rows, more, nil
+}
+
+// newer returns why a row is unreadable; nil if none is.
+func (t *table[T]) newer() *schemas.UnknownVersionError {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.newerLocked()
+}
+
+func (t *table[T]) newerLocked() *schemas.UnknownVersionError {
+	for _, newer := range t.unreadable {
+		return newer
+	}
+	return nil
 }
 
 // replace puts the rows of another table, which is used no more, in the place of these.
 func (t *table[T]) replace(with *table[T]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.rows, t.ids = with.rows, with.ids
+	t.rows, t.ids, t.unreadable = with.rows, with.ids, with.unreadable
 }
 
 func (t *table[T]) size() int {

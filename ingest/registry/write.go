@@ -62,12 +62,15 @@ func newWrite[T any](
 	var after *T
 	w = &write{finish: finish, enqueued: time.Now()}
 	w.decide = func(batch overlay) decision {
-		before := k.get(id)
+		var d decision
+		before, err := k.get(id)
 		if row, ok := batch[k.object+"/"+id].(*T); ok {
 			before = row
 		}
-		var d decision
-		if after, d.refused = c(before); d.refused == nil {
+		if after, d.refused = nil, err; err == nil {
+			after, d.refused = c(before)
+		}
+		if d.refused == nil {
 			d.row, d.refused = k.recordOf(id, after)
 		}
 		audit, err := k.audit(changes, actor, action, id, before, after, d.refused)
