@@ -2,14 +2,13 @@ package schemas
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
-	jsonopts "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
 
@@ -19,7 +18,7 @@ const MaxDepth = 128
 // A payload passes as it was sent: duplicate names and escapes of lone
 // surrogates in it are its owner's business. Envelopes are held to more by their walker.
 func lenient() jsontext.Options {
-	return jsonopts.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	return json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 }
 
 // checkJSON reports whether data is one JSON value in UTF-8 of a bearable depth.
@@ -202,8 +201,10 @@ func pointerTo(pointer, name string) string {
 func PointerAt(pointer string, i int) string { return pointer + "/" + strconv.Itoa(i) }
 
 // DecodeStrict reads one JSON object of a request into v: unknown, repeated and
-// wrongly typed members are refused with their pointer, all at once where they
-// are on the top level. known are the names that exist there.
+// wrongly typed members are refused with their pointer, at any depth; those that
+// are unknown or repeated on the top level all at once. known are the names that
+// exist there. A null is a wrong type but where a type reads its own JSON, which
+// then says what null means.
 func DecodeStrict(data []byte, v any, known ...string) error {
 	if f := checkJSON(data, "#"); f != nil {
 		return &ValidationError{Fields: []FieldError{*f}}
@@ -214,28 +215,62 @@ func DecodeStrict(data []byte, v any, known ...string) error {
 	}
 	fields := walkObject(data, "#", func(name string, _ []byte) *FieldError {
 		if _, ok := names[name]; !ok {
-			return &FieldError{CodeUnknownField, pointerTo("#", name), "no such field here"}
+			return unknownField(pointerTo("#", name))
 		}
 		return nil
 	})
 	if len(fields) > 0 {
 		return &ValidationError{Fields: fields}
 	}
-	err := json.Unmarshal(data, v)
-	var wrong *json.UnmarshalTypeError
-	switch {
-	case err == nil:
+	return DecodeMember(data, "#", v)
+}
+
+// DecodeMember reads the value of a member of a request, which stands at pointer,
+// into v, as strictly as DecodeStrict, which data must have come through.
+func DecodeMember(data []byte, pointer string, v any) error {
+	err := json.Unmarshal(data, v, json.RejectUnknownMembers(true), json.WithUnmarshalers(json.UnmarshalFromFunc(refuseNull)))
+	if err == nil {
 		return nil
-	case errors.As(err, &wrong):
-		pointer := "#"
-		if wrong.Field != "" {
-			pointer = "#/" + strings.ReplaceAll(withoutEmbedded(wrong.Field), ".", "/")
-		}
-		return Invalid(CodeWrongType, pointer, "a "+wrong.Value+" cannot stand here")
-	default:
-		if invalid, ok := errors.AsType[*ValidationError](err); ok { // from a type's own UnmarshalJSON
-			return invalid
-		}
-		return Invalid(CodeInvalidJSON, "#", "not readable: "+err.Error())
 	}
+	if invalid, ok := errors.AsType[*ValidationError](err); ok { // from a type's own UnmarshalJSON
+		return invalid
+	}
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok { // of what checkJSON lets pass
+		pointer = pointerBelow(pointer, syntax.JSONPointer)
+		if errors.Is(err, jsontext.ErrDuplicateName) {
+			return Invalid(CodeDuplicateField, pointer, "given twice")
+		}
+		return Invalid(CodeInvalidValue, pointer, "holds half a surrogate pair")
+	}
+	wrong, ok := errors.AsType[*json.SemanticError](err)
+	if !ok {
+		return Invalid(CodeInvalidJSON, pointer, "not readable: "+err.Error())
+	}
+	pointer = pointerBelow(pointer, wrong.JSONPointer)
+	if errors.Is(err, json.ErrUnknownName) {
+		return &ValidationError{Fields: []FieldError{*unknownField(pointer)}}
+	}
+	return Invalid(CodeWrongType, pointer, kindName([]byte{byte(wrong.JSONKind)})+" cannot stand here")
+}
+
+// refuseNull leaves to the others (errors.ErrUnsupported) what is no null, and
+// what a type reads itself. Without it null would be the zero value, which in an
+// organization or account means: all of them.
+func refuseNull(dec *jsontext.Decoder, v any) error {
+	if _, own := v.(json.Unmarshaler); own || dec.PeekKind() != 'n' {
+		return errors.ErrUnsupported
+	}
+	return &json.SemanticError{JSONKind: 'n'}
+}
+
+func unknownField(pointer string) *FieldError {
+	return &FieldError{CodeUnknownField, pointer, "no such field here"}
+}
+
+// pointerBelow appends a JSON Pointer to a fragment.
+func pointerBelow(pointer string, below jsontext.Pointer) string {
+	for name := range below.Tokens() {
+		pointer = pointerTo(pointer, name)
+	}
+	return pointer
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"reflect"
 	"strings"
@@ -288,22 +289,59 @@ func TestTopicNames(t *testing.T) {
 }
 
 func TestDecodeStrict(t *testing.T) {
-	var v struct {
-		A string   `json:"a"`
-		B []string `json:"b"`
+	type inner struct {
+		N int     `json:"n"`
+		P *string `json:"p"`
 	}
+	type value struct {
+		A string            `json:"a"`
+		B []string          `json:"b"`
+		C []inner           `json:"c"`
+		D *inner            `json:"d"`
+		M map[string]string `json:"m"`
+		R json.RawMessage   `json:"r"`
+		Handling
+	}
+	known := []string{"a", "b", "c", "d", "m", "r", "timeout_ms"}
 	for body, want := range map[string]FieldError{
-		`{"a":"x","c":1}`:   {CodeUnknownField, "#/c", ""},
-		`{"a":1}`:           {CodeWrongType, "#/a", ""},
-		`{"a":"x","a":"y"}`: {CodeDuplicateField, "#/a", ""},
-		`{"b":"x"}`:         {CodeWrongType, "#/b", ""},
-		`[1]`:               {CodeWrongType, "#", ""},
-		`{`:                 {CodeInvalidJSON, "#", ""},
+		`{"a":"x","e":1}`:                   {CodeUnknownField, "#/e", ""},
+		`{"a":1}`:                           {CodeWrongType, "#/a", "a number cannot stand here"},
+		`{"a":null}`:                        {CodeWrongType, "#/a", "null cannot stand here"},
+		`{"a":"x","a":"y"}`:                 {CodeDuplicateField, "#/a", ""},
+		`{"a":"\ud800"}`:                    {CodeInvalidValue, "#/a", ""},
+		`{"A":"x"}`:                         {CodeUnknownField, "#/A", ""},
+		`{"b":"x"}`:                         {CodeWrongType, "#/b", ""},
+		`{"b":null}`:                        {CodeWrongType, "#/b", ""},
+		`{"b":["x",null]}`:                  {CodeWrongType, "#/b/1", "null cannot stand here"},
+		`{"c":[{"n":1},{"n":"1"}]}`:         {CodeWrongType, "#/c/1/n", "a string cannot stand here"},
+		`{"c":[{"n":1.5}]}`:                 {CodeWrongType, "#/c/0/n", ""},
+		`{"c":[{"n":1},null]}`:              {CodeWrongType, "#/c/1", ""},
+		`{"c":[{"e":1}]}`:                   {CodeUnknownField, "#/c/0/e", ""},
+		`{"c":[{"N":1}]}`:                   {CodeUnknownField, "#/c/0/N", ""},
+		`{"c":[{"n":1,"n":2}]}`:             {CodeDuplicateField, "#/c/0/n", ""},
+		`{"d":null}`:                        {CodeWrongType, "#/d", ""},
+		`{"d":{"p":null}}`:                  {CodeWrongType, "#/d/p", "null cannot stand here"},
+		`{"d":{"e/~":{}}}`:                  {CodeUnknownField, "#/d/e~1~0", ""},
+		`{"m":{"x":"1","y":null}}`:          {CodeWrongType, "#/m/y", ""},
+		`{"m":{"x":{}}}`:                    {CodeWrongType, "#/m/x", "an object cannot stand here"},
+		`{"timeout_ms":true}`:               {CodeWrongType, "#/timeout_ms", "a boolean cannot stand here"},
+		`[1]`:                               {CodeWrongType, "#", ""},
+		`null`:                              {CodeWrongType, "#", ""},
+		`{`:                                 {CodeInvalidJSON, "#", ""},
+		`{"d":{"` + longName(1e5) + `":1}}`: {CodeUnknownField, "#/d/" + longName(100) + "…", ""},
 	} {
-		err := DecodeStrict([]byte(body), &v, "a", "b")
+		err := DecodeStrict([]byte(body), new(value), known...)
 		var invalid *ValidationError
-		if !errors.As(err, &invalid) || invalid.Fields[0].Code != want.Code || invalid.Fields[0].Pointer != want.Pointer {
-			t.Errorf("%s: got %v, want %s at %s", body, err, want.Code, want.Pointer)
+		if !errors.As(err, &invalid) || invalid.Fields[0].Code != want.Code || invalid.Fields[0].Pointer != want.Pointer ||
+			want.Detail != "" && invalid.Fields[0].Detail != want.Detail {
+			t.Errorf("%.50s: got %v, want %s at %s", body, err, want.Code, want.Pointer)
 		}
 	}
+	var v value
+	err := DecodeStrict([]byte(` {"a":"x","b":[],"c":[{"n":1,"p":""}],"d":{},"m":{"N":"1"},"r":null,"timeout_ms":7} `), &v, known...)
+	if err != nil || v.A != "x" || v.B == nil || len(v.C) != 1 || v.D == nil || v.M["N"] != "1" || string(v.R) != "null" || *v.TimeoutMS != 7 {
+		t.Errorf("got %+v, %v", v, err)
+	}
 }
+
+func longName(n int) string { return strings.Repeat("e", n) }

@@ -14,15 +14,13 @@ type patterns []string
 
 // UnmarshalJSON reads either.
 func (p *patterns) UnmarshalJSON(b []byte) error {
-	var one string
-	if err := json.Unmarshal(b, &one); err == nil {
-		if *p = nil; string(b) != "null" {
-			*p = patterns{one}
-		}
+	var one *string
+	if err := json.Unmarshal(b, &one); err == nil && one != nil {
+		*p = patterns{*one}
 		return nil
 	}
 	var many []*string
-	if err := json.Unmarshal(b, &many); err != nil {
+	if err := json.Unmarshal(b, &many); err != nil || many == nil {
 		return schemas.Invalid(schemas.CodeWrongType, "#/events", "expected a string or an array of strings")
 	}
 	*p = make(patterns, len(many))
@@ -34,6 +32,12 @@ func (p *patterns) UnmarshalJSON(b []byte) error {
 	}
 	return nil
 }
+
+// removable is a member's text in a merge patch; nil where it is null, which takes the member away.
+type removable struct{ text *string }
+
+// UnmarshalJSON reads either.
+func (r *removable) UnmarshalJSON(b []byte) error { return json.Unmarshal(b, &r.text) }
 
 // newWebhook reads the body that creates a webhook, and returns the secret it signs with, too.
 func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secret []byte, err error) {
@@ -197,7 +201,7 @@ func (s *Server) parsePlain(name string, raw json.RawMessage) (func(*schemas.Web
 		text, err := member[string](name, raw)
 		return func(w *schemas.Webhook) { w.Description = text }, err
 	case "metadata":
-		metadata, err := member[map[string]*string](name, raw)
+		metadata, err := member[map[string]removable](name, raw)
 		return func(w *schemas.Webhook) { patchMetadata(w, metadata) }, err
 	case "format":
 		format, err := member[schemas.Format](name, raw)
@@ -242,7 +246,7 @@ func parseHandling(name string, raw json.RawMessage) (func(*schemas.Webhook), er
 }
 
 // patchMetadata sets members, or takes away those that are nil; nil as a whole takes away all.
-func patchMetadata(w *schemas.Webhook, metadata map[string]*string) {
+func patchMetadata(w *schemas.Webhook, metadata map[string]removable) {
 	if metadata == nil {
 		w.Metadata = nil
 		return
@@ -251,39 +255,29 @@ func patchMetadata(w *schemas.Webhook, metadata map[string]*string) {
 		w.Metadata = make(map[string]string, len(metadata))
 	}
 	for key, value := range metadata {
-		if value == nil {
+		if value.text == nil {
 			delete(w.Metadata, key)
 		} else {
-			w.Metadata[key] = *value
+			w.Metadata[key] = *value.text
 		}
 	}
 }
 
 // member reads a member's value; null gives the zero value.
-func member[T any](name string, raw json.RawMessage) (T, error) {
-	var (
-		v       T
-		invalid *schemas.ValidationError
-		wrong   *json.UnmarshalTypeError
-	)
-	err := json.Unmarshal(raw, &v)
-	switch {
-	case err == nil:
-		return v, nil
-	case errors.As(err, &invalid):
-		return v, invalid
-	case errors.As(err, &wrong):
-		return v, schemas.Invalid(schemas.CodeWrongType, "#/"+name, "a "+wrong.Value+" cannot stand here")
-	default:
-		return v, schemas.Invalid(schemas.CodeInvalidValue, "#/"+name, "not readable")
+func member[T any](name string, raw json.RawMessage) (v T, err error) {
+	if !isNull(raw) {
+		err = schemas.DecodeMember(raw, "#/"+name, &v)
 	}
+	return v, err
 }
 
 // required reads a member that cannot be taken away.
 func required[T any](name string, raw json.RawMessage) (T, error) {
-	if strings.TrimSpace(string(raw)) == "null" {
+	if isNull(raw) {
 		var none T
 		return none, schemas.Invalid(schemas.CodeRequired, "#/"+name, "cannot be taken away")
 	}
 	return member[T](name, raw)
 }
+
+func isNull(raw json.RawMessage) bool { return strings.TrimSpace(string(raw)) == "null" }

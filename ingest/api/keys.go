@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,14 +65,17 @@ func (s *Server) postKeys(ctx context.Context, c *call) error {
 // neither another organization, nor a scope beyond their own.
 func newKey(who principal, body []byte) (k schemas.Key, token string, err error) {
 	var create struct {
-		Organization string   `json:"organization"`
+		Organization *string  `json:"organization"`
 		Name         string   `json:"name"`
 		Scopes       []string `json:"scopes"`
 	}
 	if err := schemas.DecodeStrict(body, &create, "organization", "name", "scopes"); err != nil {
 		return schemas.Key{}, "", err
 	}
-	organization, err := who.organizationFor(create.Organization)
+	if o := create.Organization; o != nil && *o == "" { // a mistake, of which a key for all would come
+		return schemas.Key{}, "", schemas.Invalid(schemas.CodeRequired, pointerOrganization, "empty: leave it out, or say whose key it is")
+	}
+	organization, err := who.organizationFor(*cmp.Or(create.Organization, new("")))
 	if err != nil {
 		return schemas.Key{}, "", err
 	}
