@@ -171,11 +171,11 @@ func decodeCompacted(r *kgo.Record, v any) error {
 	if len(r.Key) == 0 {
 		return fmt.Errorf("decoding record of %s: %w", r.Topic, Invalid(CodeInvalidRecord, "#", "no key"))
 	}
+	if r.Value == nil {
+		return ErrTombstone // of any version: compaction takes them all
+	}
 	if err := checkVersion(r); err != nil {
 		return err
-	}
-	if r.Value == nil {
-		return ErrTombstone
 	}
 	if err := json.Unmarshal(r.Value, v); err != nil {
 		return fmt.Errorf("decoding record of %s under %.64q: %w", r.Topic, r.Key,

@@ -195,6 +195,11 @@ func Partitioner() kgo.Partitioner {
 	return partitioner{byKey: kgo.StickyKeyPartitioner(nil), byHand: append([]string{t.Routed, t.Held}, t.Retry...)}
 }
 
+// PartitionOf returns where Partitioner puts the records of a key, of so many partitions.
+func PartitionOf(key string, partitions int) int32 {
+	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(&kgo.Record{Key: []byte(key)}, partitions)) //nolint:gosec // below partitions
+}
+
 type partitioner struct {
 	byKey  kgo.Partitioner
 	byHand []string // names without their prefix
