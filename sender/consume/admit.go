@@ -94,6 +94,7 @@ func (b *board) pace(now time.Time) []*item {
 func (b *board) paceLocked(now time.Time, r *round) {
 	for l := range b.paced {
 		for it := l.beginNext(now); it != nil; it = l.beginNext(now) {
+			b.waiting--
 			b.begunLocked(it)
 			r.begin = append(r.begin, it)
 		}
@@ -117,7 +118,7 @@ func (b *board) fetchLocked(src *source, now time.Time, r *round) {
 	due := len(src.queue) == 0 || !now.Before(src.wake)
 	idle := b.idleLocked(src)
 	switch {
-	case !src.paused && (len(src.queue) > fetchAhead || src.bytes > fetchBytes || src.tier != noTier && !due || idle):
+	case !src.paused && (len(src.queue) > fetchAhead || src.bytes > fetchBytes || (src.tier != noTier || src.held) && !due || idle):
 		src.paused = true
 		r.pause = append(r.pause, src.place)
 	case src.paused && due && len(src.queue) <= fetchAgain && !idle:
@@ -128,7 +129,7 @@ func (b *board) fetchLocked(src *source, now time.Time, r *round) {
 
 // stepLocked deals with a partition's head and reports whether it is gone.
 func (b *board) stepLocked(src *source, now time.Time, r *round) bool {
-	if len(src.queue) == 0 || src.stopping || now.Before(src.wake) {
+	if len(src.queue) == 0 || src.stopping || now.Before(src.wake) || b.known != b.assignments {
 		return false
 	}
 	record := src.queue[0]
@@ -142,6 +143,11 @@ func (b *board) stepLocked(src *source, now time.Time, r *round) bool {
 	if src.tier != noTier && src.wake.IsZero() {
 		if rest := retry.Rest(src.tier, record.Timestamp, now); rest > 0 {
 			src.wake = now.Add(rest)
+			return false
+		}
+	}
+	if src.held && src.head == nil {
+		if src.wake = src.rests(record, now); !src.wake.IsZero() {
 			return false
 		}
 	}
@@ -205,8 +211,9 @@ func (b *board) headLocked(src *source, now time.Time, r *round) bool {
 			return false
 		}
 	}
-	v := it.lane.take(now, it.size, src.tracker.free(), b.budget-b.inFlight)
-	if v == hold {
+	b.conditionLocked(it.lane, it.delivery.WebhookID)
+	v := it.lane.take(it, now, src.tracker.free(), b.budget-b.inFlight)
+	if v == hold || v == park && src.held {
 		v = b.holdLocked(src, now)
 		r.wakeAt(now.Add(recheck))
 	}
@@ -221,13 +228,19 @@ func (b *board) headLocked(src *source, now time.Time, r *round) bool {
 	}
 	b.startLocked(it, r)
 	it.detach()
-	it.lane.bytes += it.size
-	if v == begin {
-		it.lane.begin(it, now)
-		b.running++
-		src.running++
+	switch v {
+	case aside:
+		it.passAt = src.passAt
+		it.lane.prepare(it)
+		b.begunLocked(it)
 		r.begin = append(r.begin, it)
-	} else {
+	case begin:
+		it.lane.bytes += it.size
+		it.lane.begin(it, now)
+		b.begunLocked(it)
+		r.begin = append(r.begin, it)
+	default:
+		it.lane.bytes += it.size
 		b.waiting++
 		it.lane.queue = append(it.lane.queue, it)
 		if it.lane.waits(now) {
@@ -240,7 +253,8 @@ func (b *board) headLocked(src *source, now time.Time, r *round) bool {
 
 // holdLocked decides whether the head may go on waiting for its lane. Those
 // behind it may be made to wait a little; for longer only if they could not go
-// either, or if nobody else is seen and the lane is quick.
+// either, or if nobody else is seen and the lane is quick. In held, those that are
+// paused themselves do not count, and with nobody else it may wait for ever.
 func (b *board) holdLocked(src *source, now time.Time) verdict {
 	b.blocked = true
 	if now.Before(src.credit.wait(now)) {
@@ -249,7 +263,7 @@ func (b *board) holdLocked(src *source, now time.Time) verdict {
 	others, free := false, false
 	for _, record := range src.queue[1:min(len(src.queue), lookAhead)] {
 		l := b.lanes[string(record.Key)]
-		if l == src.head.lane {
+		if l == src.head.lane || src.held && b.table.bounds(string(record.Key)).idle {
 			continue
 		}
 		others = true
@@ -258,14 +272,14 @@ func (b *board) holdLocked(src *source, now time.Time) verdict {
 			break
 		}
 	}
-	if free || !others && !src.head.lane.quick() {
+	if free || !others && !src.held && !src.head.lane.quick() {
 		return park
 	}
 	return hold
 }
 
 func (b *board) laneLocked(webhookID string, now time.Time) *lane {
-	bounds := b.bounds(webhookID)
+	bounds := b.table.bounds(webhookID)
 	l := b.lanes[webhookID]
 	if l == nil {
 		l = newLane(bounds.most, now)

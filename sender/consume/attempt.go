@@ -13,24 +13,38 @@ import (
 )
 
 // attempt makes one attempt of a delivery, or decides to make none, and returns
-// the records that say so. None means that it was broken off, and has no effect.
-func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
+// what became of it.
+func (s *session) attempt(ctx context.Context, it *item) end {
 	d := &it.delivery
 	w, err := s.webhooks.lookup(ctx, d)
 	var version *schemas.UnknownVersionError
 	switch {
 	case errors.As(err, &version):
 		s.metrics.parked.Inc()
-		return []*kgo.Record{s.board.effects.unreadable(it, time.Now())}
+		return end{records: []*kgo.Record{s.board.effects.unreadable(it, time.Now())}}
 	case err != nil:
-		return nil
+		return end{}
 	case w == nil:
 		return s.discard(it, w, reasonDeleted)
-	case !w.Active && d.Cause != schemas.CausePing:
+	case d.Cause == schemas.CausePing: // goes whatever its webhook's state is
+	case !w.Active, w.Generation == it.disabled:
 		return s.discard(it, w, reasonDisabled)
+	case w.Paused && heldTooLong(d, time.Now()):
+		return s.discard(it, w, reasonHeldLong)
+	case w.Paused:
+		records, err := s.board.effects.hold(it, w, time.Now())
+		return end{records: s.count(it, schemas.ResultHeld, reasonPaused, records, err)}
+	case it.aside:
+		return s.refuse(it, w)
 	}
+	a := s.client.Do(ctx, s.request(it, w))
+	return s.judged(it, w, &a, deliver.Judge(&a, w.answers()))
+}
+
+func (s *session) request(it *item, w *inForce) deliver.Request {
+	d := &it.delivery
 	secrets, keys := w.open(s.cfg.KeyRing, s.log, time.Now())
-	a := s.client.Do(ctx, deliver.Request{
+	return deliver.Request{
 		URL:         w.URL,
 		MessageID:   d.MessageID(),
 		Sequence:    d.ID.Offset,
@@ -40,24 +54,43 @@ func (s *session) attempt(ctx context.Context, it *item) []*kgo.Record {
 		Body:        d.Body,
 		ContentType: d.Format.ContentType(),
 		Timeout:     w.Timeout(),
-	})
-	v := deliver.Judge(&a, w.answers())
+	}
+}
+
+func (s *session) judged(it *item, w *inForce, a *deliver.Attempt, v deliver.Verdict) end {
 	now := time.Now()
 	switch v.Action {
 	case deliver.Forget:
-		return nil
+		return end{}
 	case deliver.Park:
-		s.metrics.parked.Inc()
-		return []*kgo.Record{s.board.effects.park(it, now, parking{})}
+		return s.park(it)
 	case deliver.Delivered, deliver.Retry, deliver.Final:
 	}
-	result, records, err := s.board.effects.attempted(it, w, &a, v, now, rand.Float64()) //nolint:gosec // spreads retries
-	return s.count(it, result, string(v.Reason), records, err)
+	result, records, err := s.board.effects.attempted(it, w, a, v, now, rand.Float64()) //nolint:gosec // spreads retries
+	return end{records: s.count(it, result, string(v.Reason), records, err), verdict: v, webhook: w}
 }
 
-func (s *session) discard(it *item, w *inForce, reason string) []*kgo.Record {
+// refuse deals with a delivery that the breaker lets not go: it takes its next
+// step. Where that is not so any more, it comes back for an attempt.
+func (s *session) refuse(it *item, w *inForce) end {
+	retries := len(s.cfg.Schedule)
+	if w.RetrySchedule != nil {
+		retries = len(w.RetrySchedule)
+	}
+	if !it.refused || it.delivery.Attempt >= retries {
+		return s.park(it)
+	}
+	return s.judged(it, w, &deliver.Attempt{StartedAt: time.Now()}, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonBreakerOpen})
+}
+
+func (s *session) park(it *item) end {
+	s.metrics.parked.Inc()
+	return end{records: []*kgo.Record{s.board.effects.park(it, time.Now(), parking{})}}
+}
+
+func (s *session) discard(it *item, w *inForce, reason string) end {
 	records, err := s.board.effects.discarded(&it.delivery, w, reason, time.Now())
-	return s.count(it, schemas.ResultDiscarded, reason, records, err)
+	return end{records: s.count(it, schemas.ResultDiscarded, reason, records, err)}
 }
 
 // count counts a result. A delivery whose outcome cannot be written (a time

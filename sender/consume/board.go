@@ -5,6 +5,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/sender/deliver"
 )
 
 // place names a partition.
@@ -21,6 +24,8 @@ type source struct {
 	place
 
 	tier    int
+	held    bool
+	passAt  time.Time // of held: what was written before is looked at again
 	tracker tracker
 	next    int64           // the offset behind the last that was polled
 	end     int64           // the log's, as far as it is known; see idle
@@ -46,6 +51,13 @@ type result struct {
 	records []*kgo.Record
 }
 
+// end is what became of a started delivery.
+type end struct {
+	records []*kgo.Record // what says so; none: nothing, it is to be repeated by the next owner
+	verdict deliver.Verdict
+	webhook *inForce // nil if it was not asked
+}
+
 // mark is what a partition commits.
 type mark struct {
 	place
@@ -57,6 +69,8 @@ type mark struct {
 // batch is what one transaction commits.
 type batch struct {
 	results    []result
+	states     []*lane       // whose conditions are in records
+	records    []*kgo.Record // of webhook-states
 	marks      []mark
 	member     string
 	generation int32
@@ -67,7 +81,7 @@ type batch struct {
 // neither clients nor clocks, and blocks on nothing.
 type board struct {
 	effects *effects
-	bounds  func(webhookID string) laneBounds
+	table   table
 	budget  int64 // bytes that may be in flight
 
 	mu         sync.Mutex // guards the rest
@@ -75,6 +89,7 @@ type board struct {
 	active     []*source // sources with something to do, in turn
 	lanes      map[string]*lane
 	paced      map[*lane]struct{} // lanes whose first in queue waits for its time
+	dirty      map[*lane]struct{} // lanes whose condition is to be written
 	results    []result
 	inFlight   int64 // bytes of everything started and not committed
 	running    int   // attempts, those of partitions given up included
@@ -85,12 +100,20 @@ type board struct {
 	// assignments counts them: what was asked under an earlier one may be of
 	// before its last owner's writes.
 	assignments int
+	known       int // the assignment as of which the states of webhooks are known: see stated
 }
 
-func newBoard(e *effects, bounds func(webhookID string) laneBounds, budget int64) *board {
+// table is what a board asks of webhooks. It must not block.
+type table struct {
+	bounds func(webhookID string) laneBounds
+	state  func(webhookID string) (schemas.WebhookState, bool)
+}
+
+func newBoard(e *effects, t table, budget int64) *board {
 	return &board{
-		effects: e, bounds: bounds, budget: budget,
-		sources: make(map[place]*source), lanes: make(map[string]*lane), paced: make(map[*lane]struct{}), generation: -1,
+		effects: e, table: t, budget: budget,
+		sources: make(map[place]*source), lanes: make(map[string]*lane), paced: make(map[*lane]struct{}),
+		dirty: make(map[*lane]struct{}), generation: -1,
 	}
 }
 
@@ -102,8 +125,19 @@ func (b *board) assign(places []place, member string, generation int32) {
 	b.member, b.generation = member, generation
 	b.assignments++
 	for _, p := range places {
-		b.sources[p] = &source{place: p, tier: b.effects.tierOf(p.topic), end: unknownEnd, alive: true}
+		b.sources[p] = &source{
+			place: p, tier: b.effects.tierOf(p.topic), held: p.topic == b.effects.topics.Held, end: unknownEnd, alive: true,
+		}
 	}
+	b.forgetStatesLocked()
+}
+
+// forgetStatesLocked has all that is known of targets' states looked up anew: others may have written to them.
+func (b *board) forgetStatesLocked() {
+	for _, l := range b.lanes {
+		l.condition = condition{}
+	}
+	clear(b.dirty)
 }
 
 // restore says what a partition committed last.
@@ -175,7 +209,7 @@ func (b *board) stop(places []place) {
 		src.stopping = true
 	}
 	for _, l := range b.lanes {
-		for _, it := range l.drop(func(s *source) bool { return s.stopping }) {
+		for _, it := range l.drop(func(it *item) bool { return it.source.stopping }) {
 			b.waiting--
 			b.inFlight -= it.size
 		}
@@ -210,6 +244,7 @@ func (b *board) giveUp(places []place) {
 	clear(b.active[len(kept):])
 	b.active = kept
 	b.dropDeadLocked()
+	b.forgetStatesLocked()
 }
 
 func (b *board) selectLocked(places []place) (found []*source) {
@@ -243,43 +278,70 @@ func (b *board) dropDeadLocked() {
 
 // ended is what follows from an attempt's end.
 type ended struct {
-	next, more *item // to be attempted now, nil if there is none
-	pending    int   // results that wait to be committed
-	blocked    bool  // a head may go on now
+	begin   []*item // to be attempted now
+	pending int     // results that wait to be committed
+	blocked bool    // a head may go on now
+	disable string  // why the webhook was disabled; empty: it was not
 }
 
-// finish notes what a running attempt came to; no records: nothing, it is to be
-// repeated by the next owner.
-func (b *board) finish(it *item, records []*kgo.Record, now time.Time) ended {
+// finish notes what a started delivery came to.
+func (b *board) finish(it *item, e end, now time.Time) (next ended) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.running--
 	it.source.running--
-	if it.source.alive && len(records) > 0 {
-		b.results = append(b.results, result{it, records})
+	if it.source.alive && len(e.records) > 0 {
+		if e.webhook != nil {
+			e.records, next.disable = b.observeLocked(it, e, now)
+		}
+		b.results = append(b.results, result{it, e.records})
 	} else {
 		b.inFlight -= it.size
 	}
-	it.lane.bound(b.bounds(it.delivery.WebhookID))
-	next, more := it.lane.end(it, now)
-	b.begunLocked(next, more)
-	blocked := b.blocked
-	if it.lane.waits(now) {
-		b.paced[it.lane] = struct{}{}
-		blocked = true // admit knows when to wake
-	}
-	return ended{next, more, len(b.results), blocked}
-}
-
-// begunLocked notes items whose attempts begin, of those that waited in lanes; nil is none.
-func (b *board) begunLocked(begun ...*item) {
-	for _, it := range begun {
-		if it != nil {
-			b.waiting--
-			b.running++
-			it.source.running++
+	l := it.lane
+	l.bound(b.table.bounds(it.delivery.WebhookID))
+	if !it.aside {
+		next.begin = l.end(it, e.verdict, now)
+		b.waiting -= len(next.begin)
+		for _, begun := range next.begin {
+			b.begunLocked(begun)
 		}
 	}
+	next.pending, next.blocked = len(b.results), b.blocked
+	if l.waits(now) {
+		b.paced[l] = struct{}{}
+		next.blocked = true // admit knows when to wake
+	}
+	return next
+}
+
+// observeLocked notes what an attempt says of its target, and returns its records
+// with what follows from that, and why the webhook was disabled if it was.
+func (b *board) observeLocked(it *item, e end, now time.Time) (records []*kgo.Record, reason string) {
+	l := it.lane
+	b.conditionLocked(l, it.delivery.WebhookID)
+	disabled := l.condition.observe(&e.webhook.Webhook, e.verdict, b.effects.disableAfter, now)
+	if l.condition.dirty {
+		b.dirty[l] = struct{}{}
+	}
+	if !disabled {
+		return e.records, ""
+	}
+	return append(e.records, b.effects.disabled(&e.webhook.Webhook, &l.condition.WebhookState)...), l.condition.Reason
+}
+
+// conditionLocked has a lane know what webhook-states says.
+func (b *board) conditionLocked(l *lane, webhookID string) {
+	if c := &l.condition; !c.known {
+		c.WebhookState, c.kept = b.table.state(webhookID)
+		c.WebhookID, c.known = webhookID, true
+	}
+}
+
+// begunLocked notes an item whose attempt begins.
+func (b *board) begunLocked(it *item) {
+	b.running++
+	it.source.running++
 }
 
 // take takes all results for a transaction, with what their partitions commit.
@@ -288,6 +350,9 @@ func (b *board) take() batch {
 	defer b.mu.Unlock()
 	t := batch{results: b.results, member: b.member, generation: b.generation}
 	b.results = nil
+	if len(t.results) == 0 {
+		return t
+	}
 	touched := make(map[*source]struct{})
 	for _, r := range t.results {
 		// Should the transaction abort, the offset stays finished here: its result
@@ -295,6 +360,13 @@ func (b *board) take() batch {
 		r.item.source.tracker.finish(r.item.record.Offset)
 		touched[r.item.source] = struct{}{}
 	}
+	for l := range b.dirty {
+		if r, err := l.condition.record(b.effects.topics.WebhookStates); err == nil { // it is a plain struct
+			t.records, t.states = append(t.records, r), append(t.states, l)
+		}
+		l.condition.dirty, l.condition.kept = false, true
+	}
+	clear(b.dirty)
 	for src := range touched {
 		offset, text := src.tracker.mark()
 		t.marks = append(t.marks, mark{src.place, offset, text})
@@ -307,6 +379,12 @@ func (b *board) putBack(t batch) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.results = append(t.results, b.results...)
+	for _, l := range t.states {
+		if l.condition.known { // else it was given up meanwhile
+			l.condition.dirty = true
+			b.dirty[l] = struct{}{}
+		}
+	}
 	b.dropDeadLocked()
 }
 
@@ -361,7 +439,8 @@ func (b *board) sweep(now time.Time) {
 		}
 	}
 	for id, l := range b.lanes {
-		if l.depth() == 0 && !heads[l] && now.Sub(l.progress) > laneIdle && now.After(l.backlog) {
+		keeps := l.condition.dirty || !l.condition.FailingSince.IsZero() && !l.condition.kept || l.breaker.open()
+		if l.depth() == 0 && !heads[l] && !keeps && now.Sub(l.progress) > laneIdle && now.After(l.backlog) {
 			delete(b.lanes, id)
 		}
 	}

@@ -12,8 +12,14 @@ import (
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/kafka"
 	"github.com/postrider/postrider/schemas/process"
+	"github.com/postrider/postrider/sender/deliver"
 	"github.com/postrider/postrider/sender/retry"
 )
+
+// delivered is what became of a delivery that its target took.
+var delivered = end{ //nolint:gochecknoglobals // a constant
+	records: []*kgo.Record{{}}, verdict: deliver.Verdict{Action: deliver.Delivered, Health: deliver.Well},
+}
 
 func TestLaneTake(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
@@ -43,7 +49,7 @@ func TestLaneTake(t *testing.T) {
 			l := test.lane
 			l.most, l.places = 4, 4
 			l.queue = make([]*item, test.waiting)
-			if got := l.take(now, 500, test.free, test.bytes); got != test.want {
+			if got := l.take(&item{size: 500}, now, test.free, test.bytes); got != test.want {
 				t.Errorf("verdict %d, want %d", got, test.want)
 			}
 		})
@@ -71,7 +77,7 @@ func TestRateLimitIsNeverExceeded(t *testing.T) {
 	for _, count := range []int{1, 5, 60, 1000} {
 		limit := &schemas.RateLimit{Count: count, Per: "second"}
 		s := startStage(t, 64<<20)
-		s.bounds = func(string) laneBounds { return laneBounds{most: 32, interval: interval(limit)} }
+		s.table.bounds = func(string) laneBounds { return laneBounds{most: 32, interval: interval(limit)} }
 		var begun []time.Time
 		late := time.Duration(0)
 		for end := s.now.Add(10 * time.Second); s.now.Before(end); {
@@ -81,7 +87,7 @@ func TestRateLimitIsNeverExceeded(t *testing.T) {
 			r := s.admit(s.now)
 			for _, it := range r.begin {
 				begun = append(begun, s.now)
-				s.finish(it, []*kgo.Record{{}}, s.now)
+				s.finish(it, delivered, s.now)
 			}
 			s.release(s.take())
 			next := s.now.Add(recheck)
@@ -89,7 +95,7 @@ func TestRateLimitIsNeverExceeded(t *testing.T) {
 				next = r.wake
 			}
 			late = (late + 3*time.Millisecond) % (25 * time.Millisecond)
-			s.now = later(next, s.now.Add(time.Millisecond/4)).Add(late)
+			s.now = laterOf(next, s.now.Add(time.Millisecond/4)).Add(late)
 		}
 		for i := range begun {
 			if i >= count && begun[i].Sub(begun[i-count]) < time.Second {
@@ -102,13 +108,6 @@ func TestRateLimitIsNeverExceeded(t *testing.T) {
 	}
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
 func TestLaneIsBoundAnew(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	l := newLane(32, now)
@@ -119,11 +118,11 @@ func TestLaneIsBoundAnew(t *testing.T) {
 	l.bytes = 9
 	l.bound(laneBounds{most: 2})
 	for running := 7; running > 1; running-- {
-		if next, _ := l.end(&item{lane: l, size: 1, started: now}, now); next != nil {
+		if begun := l.end(&item{lane: l, size: 1, started: now}, delivered.verdict, now); len(begun) != 0 {
 			t.Fatalf("begun with %d running, want none while 2 are allowed", running)
 		}
 	}
-	if next, more := l.end(&item{lane: l, size: 1, started: now}, now); next == nil || more != nil {
+	if begun := l.end(&item{lane: l, size: 1, started: now}, delivered.verdict, now); len(begun) != 1 {
 		t.Error("want the one that waits begun when there is a place")
 	}
 }
@@ -143,9 +142,10 @@ func TestLaneLearns(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			l := newLane(32, now)
 			l.queue = make([]*item, 1)
-			l.learn(test.took(1))
+			learn := func(running int) { l.learn(&item{started: now}, delivered.verdict, now.Add(test.took(running))) }
+			learn(1)
 			for range 500 {
-				l.learn(test.took(l.limit()))
+				learn(l.limit())
 			}
 			if got := l.limit(); got < test.low || got > test.up {
 				t.Errorf("%d places, want from %d to %d", got, test.low, test.up)
@@ -165,10 +165,14 @@ type stage struct {
 func startStage(t *testing.T, budget int64) *stage {
 	t.Helper()
 	topics := schemas.NewTopics("")
-	b := newBoard(&effects{topics: topics, topicID: [16]byte{1}, schedule: retry.DefaultSchedule(), instance: "a"}, func(string) laneBounds { return laneBounds{most: 4} }, budget)
+	b := newBoard(&effects{topics: topics, topicID: [16]byte{1}, schedule: retry.DefaultSchedule(), instance: "a"}, table{
+		bounds: func(string) laneBounds { return laneBounds{most: 4, retries: 9} },
+		state:  func(string) (schemas.WebhookState, bool) { return schemas.WebhookState{}, false },
+	}, budget)
 	s := &stage{board: b, now: time.Unix(1_700_000_000, 0), offsets: make(map[string]int64)}
 	places := []place{{topics.Deliveries, 0}, {topics.Retry[0], 0}}
 	b.assign(places, "member", 1)
+	b.stated(b.assignments, nil)
 	for _, p := range places {
 		if err := b.restore(p, 0, ""); err != nil {
 			t.Fatal(err)
@@ -182,6 +186,7 @@ func TestTierIsIdleWhicheverIsKnownFirst(t *testing.T) {
 	s := startStage(t, 64<<20)
 	tier := place{s.effects.topics.Retry[0], 0}
 	s.assign([]place{tier}, "member", 2)
+	s.stated(s.assignment(), nil)
 	at := kafka.Place{Topic: tier.topic}
 	s.logEnds(s.assignment(), map[kafka.Place]int64{at: 0}, map[kafka.Place]int64{at: 7})
 	s.settle()
@@ -258,7 +263,7 @@ func TestBoardKeepsItsBudget(t *testing.T) {
 		t.Fatalf("%d attempts, want the 10 that fit", len(r.begin))
 	}
 	for _, it := range r.begin {
-		s.finish(it, []*kgo.Record{{}}, s.now)
+		s.finish(it, delivered, s.now)
 	}
 	if r = s.settle(); len(r.begin) != 0 {
 		t.Fatalf("%d attempts before the results are committed, want none", len(r.begin))
@@ -305,14 +310,14 @@ func TestResultsOfPartitionsGivenUpAreDropped(t *testing.T) {
 	if len(r.begin) != 4 {
 		t.Fatalf("%d attempts, want 4", len(r.begin))
 	}
-	next := s.finish(r.begin[0], []*kgo.Record{{}}, s.now).next
+	next := s.finish(r.begin[0], delivered, s.now).begin
 	s.giveUp(nil)
-	s.finish(r.begin[1], []*kgo.Record{{}}, s.now)
+	s.finish(r.begin[1], delivered, s.now)
 	if got := s.take(); len(got.results) != 0 {
 		t.Errorf("%d results are left", len(got.results))
 	}
-	for _, it := range append(r.begin[2:], next) {
-		if e := s.finish(it, nil, s.now); e.next != nil || e.more != nil {
+	for _, it := range append(r.begin[2:], next...) {
+		if e := s.finish(it, end{}, s.now); len(e.begin) != 0 {
 			t.Error("a delivery of a partition given up was begun")
 		}
 	}
@@ -405,7 +410,7 @@ func TestTiersAreFetchedOnlyBelowTheirEnds(t *testing.T) {
 	}
 
 	written := &kgo.Record{Topic: tier.topic, Offset: 5}
-	s.wrote(batch{results: []result{{records: []*kgo.Record{written}}}})
+	s.wrote(batch{results: []result{{records: []*kgo.Record{written}}}}, s.now)
 	if r := s.settle(); len(r.resume) != 1 || r.resume[0] != tier {
 		t.Fatalf("resumed %v after a write, want the tier", r.resume)
 	}
@@ -413,7 +418,7 @@ func TestTiersAreFetchedOnlyBelowTheirEnds(t *testing.T) {
 	if r := s.settle(); len(r.pause) != 1 || r.pause[0] != tier {
 		t.Fatalf("paused %v at the end, want the tier", r.pause)
 	}
-	s.wrote(batch{results: []result{{records: []*kgo.Record{{Topic: tier.topic, Offset: -1}}}}})
+	s.wrote(batch{results: []result{{records: []*kgo.Record{{Topic: tier.topic, Offset: -1}}}}}, s.now)
 	if r := s.settle(); len(r.resume) != 1 {
 		t.Fatalf("resumed %v after a write whose offset nobody said, want the tier", r.resume)
 	}

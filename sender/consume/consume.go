@@ -41,6 +41,8 @@ type Config struct {
 	Concurrency int
 	// InFlight bounds the memory of deliveries that are started and not committed, in bytes.
 	InFlight int64
+	// DisableAfter is how long a webhook's attempts may all have failed until it is disabled; 0: for ever.
+	DisableAfter time.Duration
 	// Drain is how long a stopping sender waits for what it has started.
 	Drain time.Duration
 }
@@ -60,8 +62,8 @@ type Consumer struct {
 	fence    fence
 	checked  bool // the topics; Run's alone
 
-	mu    sync.Mutex // guards board
-	board *board     // of the session that runs; nil between two
+	mu      sync.Mutex // guards running
+	running *session   // nil between two
 }
 
 // New returns a consumer that makes its attempts with client.
@@ -80,8 +82,13 @@ func New(cfg Config, client *deliver.Client, p *process.Process) (*Consumer, err
 	table := p.Health.Dependency("webhooks", process.Required)
 	readable := p.Health.Dependency("webhooks", process.Required)
 	readable.Up()
-	c.webhooks = newWebhooks(p.Log, c.metrics.badWebhooks.Inc, readable)
-	follower, err := kafka.NewFollower(cfg.Kafka, c.clientID("webhooks"), p.Log, []string{c.topics.Webhooks}, c.webhooks.apply)
+	c.webhooks = newWebhooks(c.topics, p.Log, c.metrics.badWebhooks.Inc, readable)
+	c.webhooks.onResume = func(id string) {
+		if s := c.session(); s != nil {
+			s.resumed(id)
+		}
+	}
+	follower, err := kafka.NewFollower(cfg.Kafka, c.clientID("webhooks"), p.Log, []string{c.topics.Webhooks, c.topics.WebhookStates}, c.webhooks.apply)
 	if err != nil {
 		return nil, fmt.Errorf("making sender's consumer: %w", err)
 	}
@@ -106,7 +113,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		return nil
 	}
 	for wait := minPause; ctx.Err() == nil; wait = min(2*wait, maxPause) {
-		began, err := c.session(ctx)
+		began, err := c.work(ctx)
 		if fatal := c.ended(ctx, err); fatal != nil {
 			return fatal
 		}
@@ -153,32 +160,36 @@ func (c *Consumer) ended(ctx context.Context, err error) error {
 	return c.fence.check(err, time.Now())
 }
 
-// session works deliveries under one producer and one consumer client, until
-// ctx ends or an error after which all must be taken anew. began says whether it
-// got as far as joining the group.
-func (c *Consumer) session(ctx context.Context) (began bool, err error) {
+// work works deliveries under one producer and one consumer client, until ctx
+// ends or an error after which all must be taken anew. began says whether it got
+// as far as joining the group.
+func (c *Consumer) work(ctx context.Context) (began bool, err error) {
 	s, err := c.open(ctx)
 	if err != nil {
 		return false, err
 	}
-	c.show(s.board)
+	c.show(s)
 	defer c.show(nil)
 	return true, s.run(ctx)
 }
 
-func (c *Consumer) show(b *board) {
+func (c *Consumer) show(s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.board = b
+	c.running = s
+}
+
+// session is the one that runs, nil if none does.
+func (c *Consumer) session() *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running
 }
 
 // snapshot is what metrics show of the session that runs.
 func (c *Consumer) snapshot() snapshot {
-	c.mu.Lock()
-	b := c.board
-	c.mu.Unlock()
-	if b == nil {
-		return snapshot{}
+	if s := c.session(); s != nil {
+		return s.board.snapshot()
 	}
-	return b.snapshot()
+	return snapshot{}
 }

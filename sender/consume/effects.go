@@ -1,6 +1,7 @@
 package consume
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,6 +18,8 @@ import (
 const (
 	reasonDeleted  = "webhook_deleted"
 	reasonDisabled = "webhook_disabled"
+	reasonPaused   = "webhook_paused"
+	reasonHeldLong = "held_too_long"
 )
 
 // headerDeliveryID is where a delivery that has left deliveries is named
@@ -34,6 +37,8 @@ type effects struct {
 	topicID  [16]byte // of deliveries
 	schedule retry.Schedule
 	instance string
+	// disableAfter is how long a webhook may be failing until it is disabled; 0: for ever.
+	disableAfter time.Duration
 }
 
 // tierOf returns the index of a retry topic, noTier for the others.
@@ -108,7 +113,32 @@ func (e *effects) park(it *item, now time.Time, wait parking) *kgo.Record {
 		step = retry.ParkFor(now, wait.expected)
 	}
 	d.Parks++
+	d.HeldAt = time.Time{}
 	return e.waiting(&d, it.record, step, now)
+}
+
+// hold returns the records of a delivery whose webhook is paused: it goes to
+// held, where it may be already, and its outcome says so once.
+func (e *effects) hold(it *item, w *inForce, now time.Time) ([]*kgo.Record, error) {
+	d := it.delivery
+	again := !d.HeldAt.IsZero()
+	if !again {
+		d.HeldAt = now
+	}
+	d.DueAt = time.Time{}
+	r := d.Record(e.topics.Held)
+	r.Partition, r.Timestamp = it.record.Partition, laterOf(now, it.passAt)
+	if again {
+		return []*kgo.Record{r}, nil
+	}
+	o := e.outcome(&d, w)
+	o.Result, o.Reason, o.StartedAt = schemas.ResultHeld, reasonPaused, now
+	return e.records(&o, r)
+}
+
+// heldTooLong reports whether a delivery may not be held any longer.
+func heldTooLong(d *schemas.Delivery, now time.Time) bool {
+	return !d.HeldAt.IsZero() && now.Sub(d.HeldAt) >= heldMost
 }
 
 // discarded returns the outcome of a delivery whose webhook is gone or disabled.
@@ -123,7 +153,7 @@ func (e *effects) discarded(d *schemas.Delivery, w *inForce, reason string, now 
 func (e *effects) attempted(it *item, w *inForce, a *deliver.Attempt, v deliver.Verdict, now time.Time, chance float64) (schemas.Result, []*kgo.Record, error) {
 	d := it.delivery
 	d.Attempt++
-	d.Parks = 0
+	d.Parks, d.HeldAt = 0, time.Time{}
 	d.WebhookRevision = max(d.WebhookRevision, w.Revision) // the next owner decides on no less than we did
 	if d.FirstAttemptAt.IsZero() {
 		d.FirstAttemptAt = a.StartedAt
@@ -135,6 +165,9 @@ func (e *effects) attempted(it *item, w *inForce, a *deliver.Attempt, v deliver.
 	if v.Action == deliver.Delivered {
 		o.Result = schemas.ResultDelivered
 		records, err := e.records(&o)
+		if d.Attempt > schemas.FailingAfter {
+			records = append(records, e.report(schemas.DeliveryRecovered, &d, &o, now)...)
+		}
 		return o.Result, records, err
 	}
 	schedule := e.schedule
@@ -145,12 +178,50 @@ func (e *effects) attempted(it *item, w *inForce, a *deliver.Attempt, v deliver.
 	if again && v.Action != deliver.Final {
 		o.Result, o.NextAttemptAt = schemas.ResultRetry, step.DueAt
 		records, err := e.records(&o, e.waiting(&d, it.record, step, now))
+		if d.Attempt == schemas.FailingAfter {
+			records = append(records, e.report(schemas.DeliveryFailing, &d, &o, now)...)
+		}
 		return o.Result, records, err
 	}
 	o.Result = schemas.ResultDead
 	d.DueAt, d.Reason = time.Time{}, string(v.Reason)
 	records, err := e.records(&o, d.Record(e.topics.DeadLetters))
-	return o.Result, records, err
+	return o.Result, append(records, e.report(schemas.DeliveryDead, &d, &o, now)...), err
+}
+
+// report returns the operational event about a delivery. There is none about a delivery of such an event.
+func (e *effects) report(name string, d *schemas.Delivery, o *schemas.Outcome, now time.Time) []*kgo.Record {
+	if schemas.OperationalName(d.Event) {
+		return nil
+	}
+	return e.operational(name, d.ID.String(), d.Organization, d.Account, now, schemas.DeliveryReport{
+		WebhookID: d.WebhookID, DeliveryID: d.ID, MessageID: o.MessageID, EventID: d.EventID, Event: d.Event,
+		Attempt: o.Attempt, Reason: o.Reason, StatusCode: o.StatusCode, NextAttemptAt: o.NextAttemptAt,
+	})
+}
+
+// disabled returns what says that the sender has disabled a webhook: the operational event and the change.
+func (e *effects) disabled(w *schemas.Webhook, s *schemas.WebhookState) []*kgo.Record {
+	about := fmt.Sprintf("%s.%d", w.ID, s.Generation)
+	records := e.operational(schemas.WebhookDisabled, about, w.Organization, w.Account, s.DisabledAt, schemas.WebhookReport{
+		ID: w.ID, Generation: s.Generation, Reason: s.Reason, FailingSince: s.FailingSince, DisabledAt: s.DisabledAt,
+	})
+	change := schemas.Change{
+		At: s.DisabledAt.Truncate(time.Millisecond), Actor: e.instance, Action: "disabled", Object: "webhook", ObjectID: w.ID,
+		Organization: w.Organization, After: json.RawMessage(`{"state":"disabled","reason":"` + s.Reason + `"}`),
+	}
+	if r, err := change.Record(e.topics.Changes); err == nil { // plain texts
+		records = append(records, r)
+	}
+	return records
+}
+
+func (e *effects) operational(name, about, organization, account string, at time.Time, payload any) []*kgo.Record {
+	event, err := schemas.Operational(name, about, organization, account, at, payload)
+	if err != nil {
+		return nil // a time beyond the year 9999: nobody is told
+	}
+	return []*kgo.Record{event.Record(e.topics.Events)}
 }
 
 func (e *effects) outcome(d *schemas.Delivery, w *inForce) schemas.Outcome {

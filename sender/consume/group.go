@@ -28,6 +28,7 @@ func (s *session) assigned(_ context.Context, cl *kgo.Client, assigned map[strin
 	}
 	s.board.assign(whole, member, generation)
 	wake(s.reassigned)
+	wake(s.restate)
 	cl.ResumeFetchPartitions(assigned) // pauses outlive a rebalance
 	if len(broken) > 0 {
 		cl.PauseFetchPartitions(byTopic(broken))

@@ -62,13 +62,17 @@ func (b *board) logEnds(assignment int, starts, ends map[kafka.Place]int64) {
 	}
 }
 
-// wrote notes the ends of the tiers that a committed transaction wrote to.
-func (b *board) wrote(t batch) {
+// wrote notes the ends of the tiers that a committed transaction wrote to. What was
+// held by an attempt that did not know yet that its webhook is paused no longer is looked at again.
+func (b *board) wrote(t batch, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, r := range t.results {
 		for _, record := range r.records {
 			src := b.sources[place{record.Topic, record.Partition}]
+			if src != nil && src.held && !b.table.bounds(string(record.Key)).idle {
+				src.pass(now)
+			}
 			if src == nil || record.Offset >= 0 && record.Offset < src.end {
 				continue
 			}

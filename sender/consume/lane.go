@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/sender/deliver"
 )
 
 const (
@@ -36,6 +37,8 @@ const (
 	slack = 50 * time.Millisecond
 	// lateness is what timers and a busy machine may cost of a rate: 1 % of one per second.
 	lateness = 10 * time.Millisecond
+	// mostQuiet caps how long a lane is quiet because an overloaded target asked for it.
+	mostQuiet = time.Minute
 	// laneIdle is how long a lane that has nothing to do keeps what it knows of its target.
 	laneIdle = 10 * time.Minute
 )
@@ -48,6 +51,15 @@ type item struct {
 	delivery schemas.Delivery
 	size     int64
 	started  time.Time
+
+	// aside says that it takes no place of its lane, as no request is expected of it.
+	aside   bool
+	refused bool // by the breaker
+	probe   bool // of the breaker
+	// disabled is the generation of its webhook that the sender has disabled; -1: none.
+	disabled int64
+	// passAt is its source's: see pass.
+	passAt time.Time
 }
 
 // maxDetached is the largest body that is copied rather than keeps its batch.
@@ -70,6 +82,10 @@ func (it *item) detach() {
 type laneBounds struct {
 	most     int           // attempts at once
 	interval time.Duration // between the beginnings of two; 0: at once
+	retries  int           // that its schedule allows
+	// generation is the webhook's; 0 if it is not known.
+	generation int64
+	idle       bool // its owner has paused or disabled it
 }
 
 // interval is the time between the beginnings of two attempts under a rate limit.
@@ -96,8 +112,14 @@ type lane struct {
 	pace, best time.Duration
 	// progress is when an attempt ended last, or began while none was running, or the lane was made.
 	progress time.Time
-	// nextAt is when the next attempt may begin, of a lane with an interval.
+	// nextAt is when the next attempt may begin, under an interval, a ramp, or because the target said so.
 	nextAt time.Time
+	// slowedAt is when there were fewer places because the target is overloaded.
+	slowedAt  time.Time
+	meter     meter
+	ramp      ramp
+	breaker   breaker
+	condition condition
 	// backlog is when the last of those parked will have had its turn.
 	backlog time.Time
 }
@@ -110,6 +132,7 @@ const (
 	queue                // it waits in its lane
 	hold                 // it stays at the head: its lane moves quickly enough
 	park                 // there is no room: it waits in a retry tier
+	aside                // no request is to be expected: it is dealt with beside the lane
 )
 
 func newLane(most int, now time.Time) *lane {
@@ -139,23 +162,42 @@ func (l *lane) limit() int { return int(l.places) }
 
 // learn adapts places to how long an attempt took (as TCP Vegas does by round
 // trips): while it takes about as long as the target's best, more at once get
-// more done; if it takes longer, they only wait there, or here for the CPU.
-func (l *lane) learn(took time.Duration) {
+// more done; if it takes longer, they only wait there, or here for the CPU. One
+// that is overloaded is asked half as much at once, and one that fails no more.
+func (l *lane) learn(it *item, v deliver.Verdict, now time.Time) {
+	if v.Health == deliver.Unasked {
+		return
+	}
+	took := now.Sub(it.started)
+	if v.Health == deliver.Overloaded && !it.started.Before(l.slowedAt) {
+		l.places, l.slowedAt = max(1, l.places/2), now
+	}
 	if l.best == 0 || took < l.best {
 		l.best = took
 	}
 	l.best += (took - l.best) / 1024 // a target that became slower for good is found out
-	least := float64(min(leastPlaces, l.most))
+	least := min(l.places, float64(min(leastPlaces, l.most)))
 	switch {
 	case took > 2*l.best+slack:
 		l.places = max(least, l.places-l.places/16)
-	case len(l.queue) > 0:
+	case len(l.queue) > 0 && v.Health <= deliver.Answering:
 		l.places = min(float64(l.most), l.places+0.5)
 	}
 	if l.pace == 0 {
 		l.pace = took
 	}
 	l.pace += (took - l.pace) / 8
+}
+
+// step is the time between the beginnings of two attempts.
+func (l *lane) step(now time.Time) time.Duration { return max(l.interval, l.ramp.gap(now)) }
+
+// isAside reports whether no request is to be expected of a delivery. The last of
+// its schedule is asked for whatever the breaker says, and so is a ping.
+func (l *lane) isAside(it *item, now time.Time) bool {
+	it.refused = l.breaker.refuses(now) && it.delivery.Attempt < l.retries
+	it.aside = it.delivery.Cause != schemas.CausePing && (it.refused || l.idle || l.condition.disabled(l.generation))
+	return it.aside
 }
 
 func (l *lane) depth() int { return l.running + len(l.queue) }
@@ -171,10 +213,7 @@ func (l *lane) full(size int64, free int, freeBytes int64) bool {
 
 // expected is how long one more would wait for its attempt to begin.
 func (l *lane) expected(now time.Time) time.Duration {
-	var paced time.Duration
-	if l.interval > 0 {
-		paced = max(0, l.nextAt.Sub(now)) + time.Duration(len(l.queue))*l.interval
-	}
+	paced := max(0, l.nextAt.Sub(now)) + time.Duration(len(l.queue))*l.step(now)
 	if l.running < l.limit() {
 		return paced
 	}
@@ -188,24 +227,26 @@ func (l *lane) quick() bool {
 	return l.pace > 0 && l.pace <= quickStep*time.Duration(l.limit()) && l.interval <= quickStep
 }
 
-func (l *lane) patience() time.Duration {
-	if l.interval > 0 {
+func (l *lane) patience(now time.Time) time.Duration {
+	if l.step(now) > 0 {
 		return pacedPatience
 	}
 	return patience
 }
 
 // take decides on one more delivery, except that hold may have to become park.
-func (l *lane) take(now time.Time, size int64, free int, freeBytes int64) verdict {
+func (l *lane) take(it *item, now time.Time, free int, freeBytes int64) verdict {
 	switch {
-	case l.full(size, free, freeBytes):
-		if l.expected(now) > l.patience() {
+	case l.isAside(it, now):
+		return aside
+	case l.full(it.size, free, freeBytes):
+		if l.expected(now) > l.patience(now) {
 			return park
 		}
 		return hold
 	case l.running < l.limit() && len(l.queue) == 0 && !now.Before(l.nextAt):
 		return begin
-	case l.expected(now) > l.patience():
+	case l.expected(now) > l.patience(now):
 		return park
 	default:
 		return queue
@@ -223,7 +264,7 @@ type parking struct {
 // may be over by then, and who comes too early is parked for twice as long.
 func (l *lane) parked(now time.Time) parking {
 	first := now
-	if l.interval > 0 {
+	if l.interval > 0 || l.nextAt.After(now) {
 		first = now.Add(l.expected(now)) // behind those in queue
 	}
 	if l.backlog.Before(first) {
@@ -239,28 +280,70 @@ func (l *lane) begin(it *item, now time.Time) {
 	}
 	it.started = now
 	l.running++
-	if l.interval > 0 {
+	l.prepare(it)
+	if l.breaker.open() {
+		if !l.breaker.refuses(now) {
+			it.probe, l.breaker.probing = true, true
+		}
+	} else if l.ramp.since.IsZero() {
+		l.meter.begin(now)
+	}
+	if step := l.step(now); step > 0 {
 		from := l.nextAt
 		if late := now.Add(-lateness); from.Before(late) {
 			from = late
 		}
-		l.nextAt = from.Add(l.interval)
+		l.nextAt = from.Add(step)
+	}
+}
+
+// prepare gives a delivery that is to be dealt with what the lane knows of its webhook.
+func (l *lane) prepare(it *item) {
+	it.disabled = -1
+	if !l.condition.DisabledAt.IsZero() {
+		it.disabled = l.condition.Generation
 	}
 }
 
 // end notes that it's attempt has ended and returns what begins now: one in its
-// place, none where there are fewer places, two where there is one more.
-func (l *lane) end(it *item, now time.Time) (next, more *item) {
+// place, none where there are fewer places, two where there is one more; all that
+// are aside from now on, where the target is not asked any more.
+func (l *lane) end(it *item, v deliver.Verdict, now time.Time) (begin []*item) {
 	l.running--
 	l.bytes -= it.size
 	l.progress = now
-	l.learn(now.Sub(it.started))
-	return l.beginNext(now), l.beginNext(now)
+	l.learn(it, v, now)
+	opened, closed := l.breaker.note(it, v.Health, now)
+	if closed {
+		l.ramp = ramp{now, l.meter.rate}
+	}
+	if v.Health == deliver.Overloaded && v.Wait > 0 {
+		l.nextAt = laterOf(l.nextAt, now.Add(min(v.Wait, mostQuiet)))
+	}
+	if opened || l.idle || l.condition.disabled(l.generation) {
+		begin = l.drop(func(it *item) bool { return l.isAside(it, now) })
+		for _, it := range begin {
+			l.prepare(it)
+		}
+	}
+	for range 2 {
+		if next := l.beginNext(now); next != nil {
+			begin = append(begin, next)
+		}
+	}
+	return begin
+}
+
+func laterOf(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // beginNext begins the first that waits, if there is a place.
 func (l *lane) beginNext(now time.Time) *item {
-	if len(l.queue) == 0 || l.running >= l.limit() || now.Before(l.nextAt) {
+	if len(l.queue) == 0 || l.running >= l.limit() || now.Before(l.nextAt) || l.breaker.refuses(now) && l.queue[0].delivery.Attempt < l.retries {
 		return nil
 	}
 	it := l.queue[0]
@@ -270,11 +353,11 @@ func (l *lane) beginNext(now time.Time) *item {
 	return it
 }
 
-// drop removes what waits of sources that are given up.
-func (l *lane) drop(given func(*source) bool) (dropped []*item) {
+// drop removes some of what waits.
+func (l *lane) drop(some func(*item) bool) (dropped []*item) {
 	kept := l.queue[:0]
 	for _, it := range l.queue {
-		if given(it.source) {
+		if some(it) {
 			l.bytes -= it.size
 			dropped = append(dropped, it)
 			continue

@@ -170,7 +170,7 @@ func TestBadRecordsAreRejectedAndNewOnesKept(t *testing.T) {
 	r := startRig(t)
 	w := r.webhook(t, "/ok", nil)
 	for _, topic := range []string{r.topics.Deliveries, r.topics.Retry[0], r.topics.Held} {
-		r.produce(t, &kgo.Record{Topic: topic, Key: []byte(w.ID), Value: []byte("garbage")})
+		r.produce(t, &kgo.Record{Topic: topic, Key: []byte(w.ID), Value: []byte("garbage"), Timestamp: time.Now().Add(-heldRest)})
 	}
 	r.produce(t,
 		&kgo.Record{Topic: r.topics.Deliveries},

@@ -16,6 +16,7 @@ type metrics struct {
 	rejected     prometheus.Counter
 	removed      prometheus.Counter
 	assignments  prometheus.Counter
+	disabled     *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer, c *Consumer) *metrics {
@@ -53,8 +54,12 @@ func newMetrics(registry prometheus.Registerer, c *Consumer) *metrics {
 			Name: "postrider_sender_assignments_total",
 			Help: "Assignments of partitions by the group.",
 		}),
+		disabled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postrider_sender_webhooks_disabled_total",
+			Help: "Webhooks disabled for what their targets did: gone (410), unwanted (they asked for it), failing.",
+		}, []string{"reason"}),
 	}
-	registry.MustRegister(m.attempts, m.transactions, m.duration, m.badWebhooks, m.parked, m.rejected, m.removed, m.assignments,
+	registry.MustRegister(m.disabled, m.attempts, m.transactions, m.duration, m.badWebhooks, m.parked, m.rejected, m.removed, m.assignments,
 		gauge("postrider_sender_attempts_running", "Attempts being made.", func() float64 {
 			return float64(c.snapshot().running)
 		}),

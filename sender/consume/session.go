@@ -32,10 +32,11 @@ const (
 type session struct {
 	*Consumer
 
-	board    *board
-	writer   *writer
-	consumer *kgo.Client
-	producer *kgo.Client
+	board      *board
+	partitions int // of each topic of deliveries
+	writer     *writer
+	consumer   *kgo.Client
+	producer   *kgo.Client
 
 	// txMu is held by whoever writes a transaction, and by the callbacks of the
 	// group: the broker checks the membership of a commit, not whose a partition
@@ -49,11 +50,12 @@ type session struct {
 
 	kick chan struct{} // has room for one: look at the heads
 	full chan struct{} // has room for one: commit now
-	// reassigned has room for one: ask for the ends.
-	reassigned chan struct{}
-	failed     chan error    // has room for one: the first failure
-	leaving    chan struct{} // closed by run: a revoke need not wait
-	attempts   sync.WaitGroup
+	// reassigned and restate have room for one: ask for the ends, and for what others
+	// wrote to webhook-states.
+	reassigned, restate chan struct{}
+	failed              chan error    // has room for one: the first failure
+	leaving             chan struct{} // closed by run: a revoke need not wait
+	attempts            sync.WaitGroup
 }
 
 // open makes the clients. The transactional id is taken before the group is
@@ -65,6 +67,7 @@ func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 		kick:       make(chan struct{}, 1),
 		full:       make(chan struct{}, 1),
 		reassigned: make(chan struct{}, 1),
+		restate:    make(chan struct{}, 1),
 		failed:     make(chan error, 1),
 		leaving:    make(chan struct{}),
 	}
@@ -98,9 +101,18 @@ func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 		return nil, err
 	}
 	s.writer = &writer{client: s.producer, id: id, group: c.topics.SenderGroup, topics: ids}
+	_, ends, err := kafka.Bounds(ctx, s.producer, c.topics.Deliveries)
+	if err != nil {
+		return nil, err
+	}
+	s.partitions = len(ends)
 	s.board = newBoard(&effects{
 		topics: c.topics, topicID: ids[c.topics.Deliveries], schedule: c.cfg.Schedule, instance: c.cfg.Instance,
-	}, func(id string) laneBounds { return c.webhooks.bounds(id, c.cfg.Concurrency) }, c.cfg.InFlight)
+		disableAfter: c.cfg.DisableAfter,
+	}, table{
+		bounds: func(id string) laneBounds { return c.webhooks.bounds(id, c.cfg.Concurrency, len(c.cfg.Schedule)) },
+		state:  c.webhooks.state,
+	}, c.cfg.InFlight)
 	return s, nil
 }
 
@@ -154,6 +166,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	polls.Go(func() { s.pollLoop(polling) })
 	polls.Go(func() { s.startLoop(polling, work) })
 	polls.Go(func() { s.endsLoop(polling) })
+	polls.Go(func() { s.learnStates(polling) })
 	commits.Go(func() { s.commitLoop(committing) })
 
 	select {
@@ -313,10 +326,15 @@ func (s *session) workLane(ctx context.Context, it *item) {
 		if e.blocked {
 			wake(s.kick)
 		}
-		if e.more != nil {
-			s.attempts.Go(func() { s.workLane(ctx, e.more) })
+		if e.disable != "" {
+			s.metrics.disabled.WithLabelValues(e.disable).Inc()
+			s.log.Info("webhook disabled", "webhook", it.delivery.WebhookID, "reason", e.disable)
 		}
-		it = e.next
+		it = nil
+		if len(e.begin) > 0 {
+			it = e.begin[0]
+			s.begin(ctx, e.begin[1:])
+		}
 	}
 }
 
@@ -370,7 +388,7 @@ func (s *session) commitLocked(ctx context.Context) {
 	default:
 		s.metrics.transactions.WithLabelValues("committed").Inc()
 		s.aborted = 0
-		s.board.wrote(t)
+		s.board.wrote(t, time.Now())
 		s.board.release(t)
 		s.health.Up()
 		wake(s.kick)

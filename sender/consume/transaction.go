@@ -89,21 +89,27 @@ func (w *writer) produce(ctx context.Context, t batch) error {
 		mu    sync.Mutex // guards first
 		first error
 	)
+	write := func(record *kgo.Record) {
+		// kgo keeps the context of the first try, which is over when a record is written again.
+		record.Context = nil
+		w.client.Produce(ctx, record, func(r *kgo.Record, err error) {
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if first == nil {
+				first = fmt.Errorf("writing to %s: %w", r.Topic, err)
+			}
+		})
+	}
 	for _, r := range t.results {
 		for _, record := range r.records {
-			// kgo keeps the context of the first try, which is over when a record is written again.
-			record.Context = nil
-			w.client.Produce(ctx, record, func(r *kgo.Record, err error) {
-				if err == nil {
-					return
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if first == nil {
-					first = fmt.Errorf("writing to %s: %w", r.Topic, err)
-				}
-			})
+			write(record)
 		}
+	}
+	for _, record := range t.records {
+		write(record)
 	}
 	if err := w.client.Flush(ctx); err != nil {
 		return fmt.Errorf("flushing transaction: %w", err)

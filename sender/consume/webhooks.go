@@ -24,12 +24,14 @@ const (
 // barrier blocks until everything acknowledged before the call is applied: a *kafka.Follower's.
 type barrier func(ctx context.Context) error
 
-// webhooks is the table of webhooks by id. A follower's goroutine applies
-// records, everyone looks up.
+// webhooks is the table of webhooks, and of what senders found out about them, by
+// id. A follower's goroutine applies records, everyone looks up.
 type webhooks struct {
-	log    *slog.Logger
-	bad    func()         // counts records that cannot be read
-	health kafka.Reporter // told whether all of them can be
+	topics   schemas.Topics
+	log      *slog.Logger
+	bad      func()          // counts records that cannot be read
+	health   kafka.Reporter  // told whether all of them can be
+	onResume func(id string) // a webhook is paused no longer
 
 	mu   sync.RWMutex // guards now and next
 	now  *rows
@@ -48,50 +50,93 @@ type question struct {
 	err   error
 }
 
-// rows are the webhooks by id. One whose last record is of a version that is not
-// known has its error in newer instead: what was in force before is not any more.
+// rows are what the topics say by webhook. Where the last record of one is of a
+// version that is not known, its error is in newer instead: what was in force
+// before is not any more.
 type rows struct {
-	byID  map[string]*inForce
-	newer map[string]error
+	byID   map[string]*inForce
+	states map[string]schemas.WebhookState
+	newer  map[string]error
 }
 
 func newRows() *rows {
-	return &rows{byID: make(map[string]*inForce), newer: make(map[string]error)}
+	return &rows{byID: make(map[string]*inForce), states: make(map[string]schemas.WebhookState), newer: make(map[string]error)}
 }
 
-func newWebhooks(log *slog.Logger, bad func(), health kafka.Reporter) *webhooks {
-	return &webhooks{log: log, bad: bad, health: health, now: newRows()}
+func newWebhooks(topics schemas.Topics, log *slog.Logger, bad func(), health kafka.Reporter) *webhooks {
+	return &webhooks{topics: topics, log: log, bad: bad, health: health, onResume: func(string) {}, now: newRows()}
 }
 
-// apply takes a record of the topic. What cannot be read leaves the key's last
-// good value in force; a newer version makes the sender unready rather than wrong.
+// apply takes a record of one of the topics. What cannot be read leaves the key's
+// last good value in force; a newer version makes the sender unready rather than wrong.
 func (t *webhooks) apply(r *kgo.Record) {
-	w, err := schemas.DecodeWebhook(r)
+	if t.applyTo(r) {
+		t.onResume(string(r.Key))
+	}
+}
+
+func (t *webhooks) applyTo(r *kgo.Record) (resumed bool) {
+	var w schemas.Webhook
+	var state schemas.WebhookState
+	var err error
+	if r.Topic == t.topics.WebhookStates {
+		state, err = schemas.DecodeWebhookState(r)
+	} else {
+		w, err = schemas.DecodeWebhook(r)
+	}
 	var version *schemas.UnknownVersionError
 	newer := errors.As(err, &version)
 	if err != nil && !newer && !errors.Is(err, schemas.ErrTombstone) {
 		t.bad()
-		t.log.Warn("webhook record is bad: the last good one stays in force",
+		t.log.Warn("record is bad: the last good one of its webhook stays in force",
 			"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
-		return
+		return false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	defer t.reportLocked()
 	to := t.now
 	if t.next != nil {
 		to = t.next
 	}
 	id := string(r.Key)
-	delete(to.byID, id)
-	delete(to.newer, id)
+	if newer {
+		err = fmt.Errorf("reading webhook %q at %s/%d@%d: %w", id, r.Topic, r.Partition, r.Offset, err)
+	}
+	if r.Topic == t.topics.WebhookStates {
+		return to.setState(id, state, err, newer)
+	}
+	return to.set(id, w, err, newer)
+}
+
+// set replaces a webhook, or removes it if err is one; it reports whether it was paused and is not any more.
+func (r *rows) set(id string, w schemas.Webhook, err error, newer bool) (resumed bool) {
+	before := r.byID[id]
+	delete(r.byID, id)
+	delete(r.newer, id)
 	switch {
 	case newer:
-		to.newer[id] = fmt.Errorf("reading webhook %q at %s/%d@%d: %w", id, r.Topic, r.Partition, r.Offset, err)
+		r.newer[id] = err
 	case err == nil:
-		to.byID[id] = &inForce{Webhook: w}
+		r.byID[id] = &inForce{Webhook: w}
 	}
-	t.reportLocked()
+	return before != nil && before.Paused && !w.Paused
 }
+
+func (r *rows) setState(id string, s schemas.WebhookState, err error, newer bool) (resumed bool) {
+	delete(r.states, id)
+	delete(r.newer, stateKey+id)
+	switch {
+	case newer:
+		r.newer[stateKey+id] = err
+	case err == nil:
+		r.states[id] = s
+	}
+	return false
+}
+
+// stateKey stands before the id of a webhook whose state cannot be read.
+const stateKey = "state of "
 
 // reportLocked says whether all webhooks that are in force can be read.
 func (t *webhooks) reportLocked() {
@@ -123,12 +168,45 @@ func (t *webhooks) get(id string) (*inForce, error) {
 	return t.now.byID[id], t.now.newer[id]
 }
 
-// bounds are those of a webhook's lane, as far as is known here.
-func (t *webhooks) bounds(id string, most int) laneBounds {
-	if w, _ := t.get(id); w != nil {
-		return laneBounds{most: w.Concurrency(most), interval: interval(w.RateLimit)}
+// state returns what webhook-states says of a webhook, and whether it says anything.
+func (t *webhooks) state(id string) (schemas.WebhookState, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	s, found := t.now.states[id]
+	return s, found
+}
+
+// resumed returns when a webhook of each of so many partitions was resumed last.
+func (t *webhooks) resumed(partitions int) map[int32]time.Time {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	last := make(map[int32]time.Time)
+	for id, w := range t.now.byID {
+		if w.Paused || w.ResumedAt.IsZero() {
+			continue
+		}
+		if p := kafka.PartitionOf(id, partitions); w.ResumedAt.After(last[p]) {
+			last[p] = w.ResumedAt
+		}
 	}
-	return laneBounds{most: most}
+	return last
+}
+
+// bounds are those of a webhook's lane, as far as is known here: most attempts at
+// once and retries are the sender's defaults.
+func (t *webhooks) bounds(id string, most, retries int) laneBounds {
+	w, _ := t.get(id)
+	if w == nil {
+		return laneBounds{most: most, retries: retries}
+	}
+	if w.RetrySchedule != nil {
+		retries = len(w.RetrySchedule)
+	}
+	b := laneBounds{most: w.Concurrency(most), retries: retries, generation: w.Generation, idle: w.Paused || !w.Active}
+	if !b.idle {
+		b.interval = interval(w.RateLimit)
+	}
+	return b
 }
 
 // lookup returns the webhook that is in force for a delivery, nil if it was

@@ -62,7 +62,7 @@ func TestLookupAsksWhereTheTableMayBeBehind(t *testing.T) {
 	ctx := t.Context()
 	var asked int
 	var stale time.Duration
-	table := newWebhooks(slog.New(slog.DiscardHandler), func() {}, process.NewHealth(slog.New(slog.DiscardHandler)).Dependency("webhooks", process.Required))
+	table := newWebhooks(schemas.NewTopics(""), slog.New(slog.DiscardHandler), func() {}, process.NewHealth(slog.New(slog.DiscardHandler)).Dependency("webhooks", process.Required))
 	table.now.byID["wh_1"] = &inForce{Webhook: schemas.Webhook{ID: "wh_1", Revision: 3}}
 	table.stale = func() time.Duration { return stale }
 	table.barrier = func(context.Context) error {
