@@ -30,7 +30,8 @@ import (
 // ClickHouse does not have yet: half for rows, half for events and routed entries
 // that wait for each other. With what the Kafka client has fetched ahead (two
 // answers of 1 MiB, unpacked) and the columns of an insert under way the whole
-// stays within 64 MiB.
+// stays within 64 MiB. It is more for as long as a writer makes the blocks again
+// that several writers before it had under way.
 const DefaultBufferBytes = 32 << 20
 
 // defaultInsertTimeout is long for an insert of 5,000 rows (20 ms) and short

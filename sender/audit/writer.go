@@ -59,8 +59,7 @@ type writer struct {
 	tables  []table
 
 	streams  map[partitionKey]*stream
-	paused   map[topicPartition]struct{} // partitions held back by their joins, or stopped
-	allHeld  bool                        // every topic is held back: the buffer is full
+	paused   map[topicPartition]struct{} // partitions held back, or stopped
 	unpaired error                       // events and routed are not assigned alike
 	rejected []*kgo.Record               // to be produced before the next commit
 	lastTick time.Time
@@ -189,10 +188,7 @@ func (w *writer) forget(gone map[string][]int32) {
 		for _, p := range partitions {
 			delete(w.commits, topicPartition{topic, p})
 			w.holdPartition(topicPartition{topic, p}, false) // kgo would keep it paused for its next time here
-			source := w.sources[topic]
-			if source == sourceEvents {
-				source = sourceRouted // its join holds them
-			}
+			source, _ := w.streamOf(topic)
 			delete(w.streams, partitionKey{source, p})
 		}
 	}
@@ -334,12 +330,18 @@ func (w *writer) skip(bomb *kgo.ErrDecompressTooLarge) {
 	})
 }
 
-// stream returns the partition's stream, for events that of routed.
-func (w *writer) stream(topic string, partition int32) *stream {
-	s := w.sources[topic]
-	if s == sourceEvents {
-		s, topic = sourceRouted, w.topics.Routed
+// streamOf names the source and the topic whose stream takes a topic's records:
+// routed for events, since its join holds them.
+func (w *writer) streamOf(topic string) (source, string) {
+	if s := w.sources[topic]; s != sourceEvents {
+		return s, topic
 	}
+	return sourceRouted, w.topics.Routed
+}
+
+// stream returns the partition's stream.
+func (w *writer) stream(topic string, partition int32) *stream {
+	s, topic := w.streamOf(topic)
 	key := partitionKey{s, partition}
 	if found := w.streams[key]; found != nil {
 		return found

@@ -11,6 +11,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
@@ -78,14 +79,7 @@ func (r *rig) startWriter(t *testing.T) *writer {
 	if err := w.client.ProduceSync(t.Context(), rec).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	for w.streams[partitionKey{sourceOutcomes, 0}] == nil {
-		w.client.AllowRebalance()
-		if err := w.take(w.client.PollRecords(ctx, 100)); err != nil || ctx.Err() != nil {
-			t.Fatal(errors.Join(err, ctx.Err()))
-		}
-	}
+	w.pollUntil(t, "an outcome comes", func() bool { return w.outcomes() != nil })
 	return w
 }
 
@@ -158,45 +152,119 @@ func TestRefusedCommit(t *testing.T) {
 	}
 }
 
+// bigOutcome is a record that fills a small buffer.
+func bigOutcome(t *testing.T, topic string) *kgo.Record {
+	t.Helper()
+	o := schemas.Outcome{WebhookID: "wh_1", DeliveryID: schemas.DeliveryID{Offset: 1}, ResponseHead: strings.Repeat("x", 8<<10)}
+	rec, err := o.Record(topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec
+}
+
+// poll takes one record, if one comes, and holds back as run does.
+func (w *writer) poll(t *testing.T, limit time.Duration) int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	w.client.AllowRebalance()
+	fetches := w.client.PollRecords(ctx, 1)
+	if err := w.take(fetches); err != nil {
+		t.Fatal(err)
+	}
+	w.holdBack()
+	return fetches.NumRecords()
+}
+
+// pollUntil polls until a condition holds.
+func (w *writer) pollUntil(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !condition(); w.poll(t, 100*time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waiting until %s", what)
+		}
+	}
+}
+
+func (w *writer) holds(topic string) bool {
+	_, held := w.paused[topicPartition{topic, 0}]
+	return held
+}
+
 // TestFullBufferHoldsBack: memory is bounded while ClickHouse is away, and what
 // was held back comes when there is room.
 func TestFullBufferHoldsBack(t *testing.T) {
 	r := startRig(t)
 	r.s.cfg.BufferBytes = 8 << 10
 	w := r.startWriter(t)
-	o := schemas.Outcome{WebhookID: "wh_1", DeliveryID: schemas.DeliveryID{Offset: 1}, ResponseHead: strings.Repeat("x", 8<<10)}
-	rec, err := o.Record(w.topics.Outcomes)
-	if err != nil {
+	if err := w.client.ProduceSync(t.Context(), bigOutcome(t, w.topics.Outcomes)).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.client.ProduceSync(t.Context(), rec).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
-	poll := func() int {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		fetches := w.client.PollRecords(ctx, 1)
-		if err := w.take(fetches); err != nil {
-			t.Fatal(err)
+	w.pollUntil(t, "the buffer is full", func() bool { return w.holds(w.topics.Outcomes) })
+	for _, topic := range w.topics.Audited() {
+		if !w.holds(topic) {
+			t.Errorf("%s is not held back", topic)
 		}
-		w.holdBack()
-		return fetches.NumRecords()
 	}
-	for !w.allHeld {
-		poll()
-	}
-	more := *rec
-	if err := w.client.ProduceSync(t.Context(), &more).FirstErr(); err != nil {
+	if err := w.client.ProduceSync(t.Context(), bigOutcome(t, w.topics.Outcomes)).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	if n := poll(); n != 0 {
+	if n := w.poll(t, time.Second); n != 0 {
 		t.Errorf("%d records came while all is held back", n)
 	}
 	w.outcomes().ready()
 	w.outcomes().inserted()
 	w.holdBack()
-	if w.allHeld || poll() != 1 {
-		t.Error("what was held back does not come")
+	w.pollUntil(t, "what was held back comes", func() bool { return w.outcomes().rowCount() > 0 })
+}
+
+// TestRestoredBlocksAreReadThrough: blocks that together need more than the
+// buffer are made whole all the same, and what is behind them waits.
+func TestRestoredBlocksAreReadThrough(t *testing.T) {
+	r := startRig(t)
+	w := r.startWriter(t)
+	d := schemas.Delivery{
+		WebhookID: "wh_1", EventID: "e", Event: schemas.PingName, Organization: "acme", Cause: schemas.CausePing,
+		Body: []byte(strings.Repeat("x", 8<<10)),
+	}
+	e := schemas.Event{ID: "e", Name: "a.b", Organization: "acme", Source: "test", Payload: []byte(`{"x":"` + strings.Repeat("x", 8<<10) + `"}`)}
+	produce := func(routed schemas.Routed) {
+		t.Helper()
+		routed.EventsTopic = r.ids[w.topics.Events]
+		err := w.client.ProduceSync(t.Context(),
+			bigOutcome(t, w.topics.Outcomes), d.Record(w.topics.Deliveries), e.Record(w.topics.Events), routed.Record(w.topics.Routed)).FirstErr()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys := []partitionKey{{sourceOutcomes, 0}, {sourceDeliveries, 0}, {sourceRouted, 0}}
+	whole := func(w *writer, records int64) func() bool {
+		return func() bool {
+			for _, key := range keys {
+				if s := w.streams[key]; s == nil || s.made < records {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	produce(schemas.Routed{Entries: []schemas.RoutedEntry{{Offset: 0}}})
+	produce(schemas.Routed{Entries: []schemas.RoutedEntry{{Offset: 1}}})
+	w.pollUntil(t, "all is read", whole(w, 2))
+	if err := w.commit(t.Context(), time.UnixMilli(1), w.ready()); err != nil {
+		t.Fatal(err)
+	}
+	w.client.CloseAllowingRebalance()
+
+	r.s.cfg.BufferBytes = 8 << 10
+	w = r.startWriter(t)
+	w.pollUntil(t, "the blocks are whole", func() bool { return len(w.ready()) == len(keys) })
+	w.pollUntil(t, "all is held back", func() bool { return w.holds(w.topics.Outcomes) })
+	for _, topic := range w.topics.Audited() {
+		if !w.holds(topic) {
+			t.Errorf("%s is not held back", topic)
+		}
 	}
 }
 
