@@ -142,10 +142,24 @@ func (r *rows) addDelivery(topic [16]byte, rec *kgo.Record) error {
 		place:        at,
 		organization: d.Organization, account: d.Account, eventID: d.EventID, event: d.Event, cause: string(d.Cause),
 		source: schemas.DefaultSource, eventTime: d.EventTime, acceptedAt: accepted, routedAt: d.RoutedAt,
-		body: d.Body, matches: &one,
+		body: contractBody(&d), matches: &one,
 	})
 	r.bytes += rowBytes + len(d.Body)
 	return nil
+}
+
+// contractBody is a delivery's body as the webhook contract has it, whatever
+// format its webhook gets: so who asks with SQL finds every event's payload in
+// one place. A body that is not of its format stays what was sent.
+func contractBody(d *schemas.Delivery) []byte {
+	if d.Format != schemas.FormatCloudEvents {
+		return d.Body
+	}
+	e, err := schemas.DecodeCloudEvent(d.Body)
+	if err != nil {
+		return d.Body
+	}
+	return schemas.AppendBody(nil, &e)
 }
 
 // addEvent adds a record of events with what the router made of it, nil where

@@ -134,6 +134,33 @@ func TestChangeMakesARevision(t *testing.T) {
 	}
 }
 
+func TestPingsBodyIsTheContracts(t *testing.T) {
+	for _, payload := range []string{"", `{"n": 1.10}`} {
+		e := schemas.Event{ID: "evt_1", Name: schemas.PingName, Organization: "acme", Account: "a1", Time: time.UnixMilli(5)}
+		if payload != "" {
+			e.Payload = []byte(payload)
+		}
+		want := string(schemas.AppendBody(nil, &e))
+		for _, format := range []schemas.Format{"", schemas.FormatPlain, schemas.FormatCloudEvents} {
+			d := schemas.Delivery{
+				WebhookID: "wh_1", EventID: e.ID, Event: e.Name, Organization: e.Organization, Account: e.Account, Cause: schemas.CausePing,
+				Format: format, Body: schemas.AppendFormatted(nil, format, &e),
+			}
+			var r rows
+			if err := r.addDelivery([16]byte{1}, d.Record("deliveries")); err != nil {
+				t.Fatal(err)
+			}
+			if got := string(r.events[0].body); got != want {
+				t.Errorf("format %q: body is %s, want %s", format, got, want)
+			}
+		}
+	}
+	broken := schemas.Delivery{Format: schemas.FormatCloudEvents, Body: []byte("{")}
+	if got := string(contractBody(&broken)); got != "{" {
+		t.Errorf("a broken body became %s", got)
+	}
+}
+
 func TestEventWithoutIDHasItsPlaces(t *testing.T) {
 	var r rows
 	at := place{[16]byte{1}, 2, 3}

@@ -1,6 +1,6 @@
 -- One row per original event, its place that in events (for pings and the like, which never were in events, that in
--- deliveries). body is what targets get. matches is the number of webhooks it was routed to; NULL says that the
--- router's record of it had expired before it was read. insert_by as in outcomes.
+-- deliveries). body is the webhook contract's, whatever format targets get. matches is the number of webhooks it was
+-- routed to; NULL says that the router's record of it had expired before it was read. insert_by as in outcomes.
 CREATE TABLE IF NOT EXISTS {database}.event_log
 (
     organization String CODEC(ZSTD(1)),
