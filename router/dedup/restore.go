@@ -37,6 +37,9 @@ type span struct {
 // Windows returns for each partition the window that its tail of the log holds, of at most limit ids. It reads committed records to the end the log has now,
 // transactions that are still open included: it waits for their end, since the one that moved the partition's offset may be among them.
 func (l Log) Windows(ctx context.Context, partitions []int32, limit int) (map[int32]*Window, error) {
+	if len(partitions) == 0 {
+		return nil, nil
+	}
 	spans, err := l.spans(ctx, partitions)
 	if err != nil {
 		return nil, err

@@ -67,8 +67,8 @@ type router struct {
 	ended  chan error
 }
 
-// startRouter starts one; change may change its configuration.
-func (h *harness) startRouter(instance string, change func(*Config)) *router {
+// newJoiner makes one with its table's follower; change may change its configuration.
+func (h *harness) newJoiner(instance string, change func(*Config)) (*Joiner, *kafka.Follower) {
 	h.t.Helper()
 	cfg := Config{
 		Kafka: h.cfg, Instance: instance, Sessions: 1, DedupMemory: 1 << 20,
@@ -85,8 +85,15 @@ func (h *harness) startRouter(instance string, change func(*Config)) *router {
 		h.t.Fatal(err)
 	}
 	follower.OnRebuild(webhooks.Begin, webhooks.Done)
+	return New(cfg, webhooks, follower, p), follower
+}
+
+// startRouter starts one; change may change its configuration.
+func (h *harness) startRouter(instance string, change func(*Config)) *router {
+	h.t.Helper()
+	joiner, follower := h.newJoiner(instance, change)
 	ctx, cancel := context.WithCancel(h.t.Context())
-	r := &router{Joiner: New(cfg, webhooks, follower, p), cancel: cancel, ended: make(chan error, 1)}
+	r := &router{Joiner: joiner, cancel: cancel, ended: make(chan error, 1)}
 	go func() {
 		r.ended <- process.Run(ctx,
 			process.Stage{Name: "table", Run: follower.Run},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,8 @@ const (
 	// gatherEach and gatherMost are how long is waited for each event of the last batch, and for all: see gather.
 	gatherEach = 200 * time.Microsecond
 	gatherMost = 20 * time.Millisecond
+	// idlePoll is how long a poll waits for records: a session that was left without partitions, of which no poll brings anything, looks after it.
+	idlePoll = time.Second
 	// maxPatterns bounds the names whose patterns are remembered.
 	maxPatterns = 4096
 )
@@ -63,7 +66,7 @@ type session struct {
 	mu sync.Mutex // guards the rest
 	// ownership counts assignments, revocations and losses: while it is the same, so is what the session owns.
 	ownership uint64
-	fetched   map[int32]position // what was committed when the partitions were assigned
+	fetched   map[int32]position // what was committed when the partitions were assigned; nil until that is known
 }
 
 // open makes the client. Taking the transactional id ends what a former process of this name left open, before partitions are assigned.
@@ -119,11 +122,17 @@ func (s *session) changed(_ context.Context, _ *kgo.Client, partitions map[strin
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ownership++
+	s.fetched = nil
 	s.log.Debug("ownership has changed", "partitions", partitions)
 }
 
 func (s *session) assigned(ctx context.Context, cl *kgo.Client, partitions map[string][]int32) {
 	s.changed(ctx, cl, partitions)
+	if len(partitions[s.joiner.topics.Events]) == 0 { // nothing will be fetched
+		s.mu.Lock()
+		s.fetched = make(map[int32]position)
+		s.mu.Unlock()
+	}
 	s.member.Up() // also without a partition: there may be more sessions than those
 }
 
@@ -149,39 +158,59 @@ func (s *session) fetchedOffsets(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 // run routes until ctx ends or the session cannot go on.
 func (s *session) run(ctx context.Context) error {
 	for s.gather(ctx) {
-		fetches := s.group.PollRecords(ctx, s.joiner.cfg.MaxEvents)
-		// Until rebalances are allowed again, what was polled is what this ownership owns.
-		s.mu.Lock()
-		ownership, fetched := s.ownership, s.fetched
-		s.mu.Unlock()
-		s.group.AllowRebalance()
-		if ctx.Err() != nil {
-			return nil //nolint:nilerr // it was told to stop
-		}
-		if err := s.checkGroup(fetches); err != nil {
-			return err
-		}
-		if fetches.NumRecords() == 0 && len(fetches.Errors()) == 0 {
-			continue
-		}
-		ends := s.joiner.askEnds(ctx)
-		if err := s.adopt(ctx, ownership, fetched); err != nil {
-			return err
-		}
-		b, err := s.collect(fetches, ownership)
-		if err != nil {
-			return err
-		}
-		if err := s.joiner.await(ctx, ends); err != nil {
-			b.rollback()
-			return err
-		}
-		s.polled = fetches.NumRecords()
-		if err := s.route(ctx, b); err != nil {
+		if err := s.step(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// step polls once, and routes what came.
+func (s *session) step(ctx context.Context) error {
+	fetches := s.poll(ctx)
+	// Until rebalances are allowed again, what was polled is what this ownership owns.
+	s.mu.Lock()
+	ownership, fetched := s.ownership, s.fetched
+	s.mu.Unlock()
+	s.group.AllowRebalance()
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // it was told to stop
+	}
+	if err := s.checkGroup(fetches); err != nil {
+		return err
+	}
+	if isEmpty(fetches) {
+		if fetched != nil && len(fetched) == 0 { // no poll will bring anything
+			return s.adopt(ctx, ownership, fetched)
+		}
+		return nil
+	}
+	// Before the positions are known nothing is polled but a partition's error. Nothing is owned then, so collect returns it.
+	ends := s.joiner.askEnds(ctx)
+	if err := s.adopt(ctx, ownership, fetched); err != nil {
+		return err
+	}
+	b, err := s.collect(fetches, ownership)
+	if err != nil {
+		return err
+	}
+	if err := s.joiner.await(ctx, ends); err != nil {
+		b.rollback()
+		return err
+	}
+	s.polled = fetches.NumRecords()
+	return s.route(ctx, b)
+}
+
+func (s *session) poll(ctx context.Context) kgo.Fetches {
+	ctx, cancel := context.WithTimeout(ctx, idlePoll)
+	defer cancel()
+	return s.group.PollRecords(ctx, s.joiner.cfg.MaxEvents)
+}
+
+// isEmpty says that a poll brought nothing of any partition: no record and no error.
+func isEmpty(fetches kgo.Fetches) bool {
+	return fetches.NumRecords() == 0 && !slices.ContainsFunc(fetches.Errors(), func(e kgo.FetchError) bool { return e.Topic != "" })
 }
 
 // gather lets events gather before the next poll, the longer the more the last
@@ -200,6 +229,7 @@ func (s *session) checkGroup(fetches kgo.Fetches) error {
 		switch {
 		case isGroup && !errors.Is(lost.Err, kerr.FencedInstanceID):
 			last = lost.Err
+		case e.Topic == "" && errors.Is(e.Err, context.DeadlineExceeded): // of the poll: nothing came
 		case isGroup, e.Topic == "":
 			return fmt.Errorf("reading from group %q: %w", s.joiner.topics.RouterGroup, e.Err)
 		}
