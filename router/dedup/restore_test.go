@@ -60,14 +60,24 @@ func routed(offset uint64, result schemas.RoutedResult) *kgo.Record {
 
 func verdict(t *testing.T, l dedup.Log, limit int, offset uint64) dedup.Verdict {
 	t.Helper()
-	windows, err := l.Windows(within(t), []int32{0, 1}, limit)
+	v, err := see(within(t), l, limit, offset)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := windows[0].Len(); n != 0 {
-		t.Errorf("the empty partition has %d ids", n)
+	return v
+}
+
+var errNotEmpty = errors.New("the empty partition has ids")
+
+func see(ctx context.Context, l dedup.Log, limit int, offset uint64) (dedup.Verdict, error) {
+	windows, err := l.Windows(ctx, []int32{0, 1}, limit)
+	if err != nil {
+		return 0, err
 	}
-	return windows[1].See(id(offset), [8]byte{}, time.Now())
+	if windows[0].Len() != 0 {
+		return 0, errNotEmpty
+	}
+	return windows[1].See(id(offset), [8]byte{}, time.Now()), nil
 }
 
 func TestWindowsReadsAsMuchAsTheWindowHolds(t *testing.T) {
@@ -133,18 +143,23 @@ func TestWindowsWaitsForOpenTransactions(t *testing.T) {
 			if err := cl.ProduceSync(within(t), routed(7, schemas.RoutedMatched)).FirstErr(); err != nil {
 				t.Fatal(err)
 			}
-			read := make(chan dedup.Verdict)
-			go func() { read <- verdict(t, l, 100, 7) }()
+			var got dedup.Verdict
+			ctx, read := within(t), make(chan error, 1)
+			go func() {
+				var err error
+				got, err = see(ctx, l, 100, 7)
+				read <- err
+			}()
 			select {
-			case <-read:
-				t.Error("the window was read past an open transaction")
+			case err := <-read:
+				t.Fatalf("the window was read past an open transaction: %v", err)
 			case <-time.After(200 * time.Millisecond):
 			}
 			if err := cl.EndTransaction(within(t), c.end); err != nil {
 				t.Fatal(err)
 			}
-			if got := <-read; got != c.want {
-				t.Errorf("got %v, want %v", got, c.want)
+			if err := <-read; err != nil || got != c.want { // ctx bounds it
+				t.Errorf("got %v, %v, want %v", got, err, c.want)
 			}
 		})
 	}
