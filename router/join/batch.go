@@ -86,7 +86,7 @@ func (d decider) decide(w *dedup.Window, r *kgo.Record) item {
 	it.event = e
 	it.entry.IDHash = schemas.DedupHash(e.Organization, e.ID)
 	it.entry.PayloadHash = schemas.PayloadHash(e.Payload)
-	if schemas.OperationalName(e.Name) {
+	if schemas.OperationalName(e.Name) && e.Source != schemas.OperationalSource {
 		it.reason = schemas.Invalid(schemas.CodeReservedName, "#/event",
 			fmt.Sprintf("%q: the services webhook and delivery are Postrider's own", e.Name))
 		return it
@@ -116,19 +116,11 @@ func skipped(bomb *kgo.ErrDecompressTooLarge) item {
 
 // checkSize refuses what compression has carried past the topic's limit, which the broker holds to a batch as it was sent.
 func checkSize(r *kgo.Record) error {
-	if size := recordSize(r); size > schemas.MaxEventRecordBytes {
+	if size := schemas.RecordSize(r); size > schemas.MaxEventRecordBytes {
 		return schemas.Invalid(schemas.CodeTooLarge, "#",
 			fmt.Sprintf("the record has %d bytes, at most %d are allowed", size, schemas.MaxEventRecordBytes))
 	}
 	return nil
-}
-
-func recordSize(r *kgo.Record) int {
-	size := len(r.Key) + len(r.Value)
-	for _, h := range r.Headers {
-		size += len(h.Key) + len(h.Value)
-	}
-	return size
 }
 
 // collect makes a batch of what was polled. An error of a partition that is no record's is returned.

@@ -139,7 +139,7 @@ func (t *transaction) deliver(it *item, targets []*table.Webhook) (written int) 
 
 func (t *transaction) write(r *kgo.Record) {
 	t.records++
-	t.bytes += recordSize(r)
+	t.bytes += schemas.RecordSize(r)
 	t.emit(r)
 }
 

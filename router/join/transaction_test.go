@@ -264,6 +264,10 @@ func TestCursorText(t *testing.T) {
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	plain := func(value string) *kgo.Record { return &kgo.Record{Value: []byte(value), Timestamp: now()} }
+	ours, err := schemas.Operational(schemas.WebhookDisabled, "wh_1.1", "org", "", now(), struct{}{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name   string
 		record *kgo.Record
@@ -278,6 +282,7 @@ func TestDecide(t *testing.T) {
 		{"ping", plain(`{"event":"ping","organization":"org"}`), schemas.RoutedMatched, ""},
 		{"reserved service", plain(`{"event":"webhook.disabled","organization":"org"}`), schemas.RoutedRejected, schemas.CodeReservedName},
 		{"reserved service alone", plain(`{"event":"delivery","organization":"org"}`), schemas.RoutedRejected, schemas.CodeReservedName},
+		{"Postrider's own", ours.Record("events"), schemas.RoutedMatched, ""},
 		{"empty", plain(""), schemas.RoutedRejected, schemas.CodeInvalidJSON},
 		{"garbage", plain("\x00\xff"), schemas.RoutedRejected, schemas.CodeInvalidJSON},
 		{"inflated", plain(strings.Repeat(" ", schemas.MaxEventRecordBytes+1)), schemas.RoutedRejected, schemas.CodeTooLarge},
