@@ -46,6 +46,7 @@ func examples(t *testing.T) map[string]example {
 	topics := NewTopics(DefaultPrefix)
 	all := map[string]example{}
 	addWritten(t, topics, all)
+	addJob(t, topics, all)
 	addLogged(topics, all)
 	return all
 }
@@ -112,6 +113,22 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 	}
 	record, err = outcome.Record(topics.Outcomes)
 	add("outcome", outcome, record, err)
+}
+
+// addJob adds the record of a job.
+func addJob(t *testing.T, topics Topics, all map[string]example) {
+	t.Helper()
+	job := Job{
+		ID: "job_06bv2qk0q5nn9t1d3o8s2r4g5k", Organization: "acme", WebhookID: exampleWebhook, State: JobFailed, Reason: "webhook_deleted",
+		Since: moment(0), Until: moment(5), Rate: 100, Total: 12, Done: 7, Skipped: 1, AfterAt: moment(3),
+		AfterID: DeliveryID{Topic: exampleTopic, Partition: 3, Offset: 99}.String(), Runner: "ingest-1", MovedAt: moment(6),
+		Revision: 4, CreatedAt: moment(5), EndedAt: moment(6),
+	}
+	record, err := job.Record(topics.Jobs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all["job"] = example{record, job, "job"}
 }
 
 func exampleEvent() Event {
@@ -205,6 +222,8 @@ func decode(name string, r *kgo.Record) (any, error) {
 		return DecodeWebhookState(r)
 	case "key":
 		return DecodeKey(r)
+	case "job":
+		return DecodeJob(r)
 	case "change":
 		return DecodeChange(r)
 	case "outcome":

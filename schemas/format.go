@@ -1,6 +1,7 @@
 package schemas
 
 import (
+	"bytes"
 	"slices"
 	"time"
 
@@ -54,6 +55,21 @@ func AppendBody(dst []byte, e *Event) []byte {
 		dst = append(dst, e.Payload...)
 	}
 	return append(dst, '}')
+}
+
+// CutPayload returns the payload of a body that AppendBody made of the event's id
+// and name, byte for byte and aliasing it; nil for none. ok is false where the
+// body is no such body.
+func CutPayload(body []byte, e *Event) (payload []byte, ok bool) {
+	envelope := AppendBody(nil, &Event{ID: e.ID, Name: e.Name})
+	rest, ok := bytes.CutPrefix(body, envelope[:len(envelope)-1])
+	if !ok || len(rest) == 0 || rest[len(rest)-1] != '}' {
+		return nil, false
+	}
+	if rest = rest[:len(rest)-1]; len(rest) == 0 {
+		return nil, true
+	}
+	return bytes.CutPrefix(rest, []byte(`,"payload":`))
 }
 
 // appendCloudEvent appends an event in structured mode.

@@ -19,6 +19,7 @@ const (
 	messagePrefix  = "msg_"
 	keyPrefix      = "key_"
 	signingPrefix  = "whk_"
+	jobPrefix      = "job_"
 )
 
 // idEncoding is base32 with the digits before the letters (RFC 4648, section 7),
@@ -39,6 +40,9 @@ func NewKeyID() string { return newID(keyPrefix) }
 
 // NewSigningKeyID returns a fresh id of a webhook's signing key: whk_ and 26 characters.
 func NewSigningKeyID() string { return newID(signingPrefix) }
+
+// NewJobID returns a fresh id of a job: job_ and 26 characters.
+func NewJobID() string { return newID(jobPrefix) }
 
 // newID encodes 6 bytes of milliseconds since 1970 and 10 random ones, so that
 // ids made later sort later (as UUID version 7 does, RFC 9562 section 5.7).

@@ -42,6 +42,28 @@ func TestValidPattern(t *testing.T) {
 	}
 }
 
+func TestCutPayload(t *testing.T) {
+	for _, payload := range []string{``, `{}`, `{"n": 1e400,  "s":"<&>\u00e9", "payload":{}}`, ` {"a":1} `} {
+		e := Event{ID: "\u00e9\"\\", Name: "a.b"}
+		if payload != "" {
+			e.Payload = []byte(payload)
+		}
+		got, ok := CutPayload(AppendBody(nil, &e), &e)
+		if !ok || !reflect.DeepEqual(got, []byte(e.Payload)) {
+			t.Errorf("got payload %q, %v, want %q", got, ok, payload)
+		}
+	}
+	e := Event{ID: "1", Name: "a"}
+	for _, body := range []string{
+		``, `{}`, `{"id":"1","event":"a"`, `{"id":"1","event":"a",`, `{"id":"1","event":"a","other":{}}`, `{"id":"2","event":"a"}`, `{"id":"1","event":"ab"}`,
+		string(AppendFormatted(nil, FormatCloudEvents, &e)),
+	} {
+		if payload, ok := CutPayload([]byte(body), &e); ok {
+			t.Errorf("got payload %q of %s, want none to be found", payload, body)
+		}
+	}
+}
+
 func TestDeliveryRoundTrip(t *testing.T) {
 	at := time.UnixMicro(1760000000123456).UTC()
 	d := Delivery{
@@ -272,7 +294,7 @@ func TestDeliveryIDRefuses(t *testing.T) {
 
 func TestTopicNames(t *testing.T) {
 	topics := NewTopics("p.")
-	if got, want := len(topics.Specs(DefaultPartitions())), 12+17; got != want {
+	if got, want := len(topics.Specs(DefaultPartitions())), 13+17; got != want {
 		t.Errorf("%d topics, want %d", got, want)
 	}
 	if got := len(topics.Sources()); got != 19 {

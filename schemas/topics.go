@@ -55,6 +55,7 @@ type Topics struct {
 
 	Events, Routed                            string
 	Webhooks, WebhookStates, Keys, EventTypes string
+	Jobs                                      string
 	Deliveries, Held, DeadLetters             string
 	Outcomes, Changes, Rejected               string
 
@@ -74,6 +75,7 @@ func NewTopics(prefix string) Topics {
 		WebhookStates: prefix + "webhook-states",
 		Keys:          prefix + "keys",
 		EventTypes:    prefix + "event-types",
+		Jobs:          prefix + "jobs",
 		Deliveries:    prefix + "deliveries",
 		Held:          prefix + "deliveries.held",
 		DeadLetters:   prefix + "dead-letters",
@@ -157,6 +159,7 @@ func (t Topics) Specs(p Partitions) []TopicSpec {
 		compacted(t.WebhookStates),
 		compacted(t.Keys),
 		compacted(t.EventTypes),
+		compacted(t.Jobs),
 		events,
 		log(t.Routed, p.Events, MaxRecordBytes, DedupWindow),
 		log(t.Deliveries, p.Deliveries, MaxRecordBytes, DeliveriesRetention),

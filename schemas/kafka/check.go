@@ -120,7 +120,7 @@ func checkPartitions(t schemas.Topics, listed kadm.TopicDetails, name string) []
 		want, beside = len(listed[t.Events].Partitions), t.Events
 	case (name == t.Held || slices.Contains(t.Retry, name)) && listed.Has(t.Deliveries):
 		want, beside = len(listed[t.Deliveries].Partitions), t.Deliveries
-	case slices.Contains([]string{t.Webhooks, t.WebhookStates, t.Keys, t.EventTypes}, name):
+	case slices.Contains([]string{t.Webhooks, t.WebhookStates, t.Keys, t.EventTypes, t.Jobs}, name):
 		want, fatal = 1, false
 	}
 	have := len(listed[name].Partitions)
