@@ -1,5 +1,5 @@
-// Package registry provides the webhooks and API keys as they stand, and the one
-// way to change them. They live in compacted topics, which every replica follows
+// Package registry provides the webhooks, API keys and jobs as they stand, and the
+// one way to change them. They live in compacted topics, which every replica follows
 // whole; there is no further database. What a change must look like is its
 // callers' to say.
 //
@@ -42,6 +42,10 @@ var (
 	ErrUnavailable = errors.New("the registry of webhooks and keys is not available")
 	// ErrUnknownEnd means that a change may have been made or not: look before trying again.
 	ErrUnknownEnd = errors.New("the change was sent to Kafka and its end is not known")
+	// ErrJobRunning means that a job of the webhook is running already.
+	ErrJobRunning = errors.New("a job of this webhook is running")
+	// ErrJobMoved means that a job is no longer what its step was taken from.
+	ErrJobMoved = errors.New("the job has moved, or has been cancelled")
 )
 
 // Registry is this replica's view of webhooks and keys, and its writer.
@@ -55,12 +59,14 @@ type Registry struct {
 	barrier  *barrier
 	webhooks kind[schemas.Webhook]
 	keys     kind[schemas.Key]
+	jobs     kind[schemas.Job]
 
 	// fresh are the tables of a load that is not complete, while the topics are
 	// read anew and the old ones are still in force; the follower's goroutine alone uses them.
 	fresh struct {
 		webhooks *table[schemas.Webhook]
 		keys     *table[schemas.Key]
+		jobs     *table[schemas.Job]
 	}
 	health  kafka.Reporter
 	writes  chan *write
@@ -104,8 +110,15 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 			record: func(k *schemas.Key) (*kgo.Record, error) { return k.Record(topics.Keys) },
 			view:   func(k *schemas.Key) any { return ViewKey(k) },
 		},
+		jobs: kind[schemas.Job]{
+			table:  newTable(func(j *schemas.Job) string { return j.Organization }),
+			object: "job",
+			topic:  topics.Jobs,
+			record: func(j *schemas.Job) (*kgo.Record, error) { return j.Record(topics.Jobs) },
+			view:   func(j *schemas.Job) any { return ViewJob(j) },
+		},
 	}
-	follower, err := kafka.NewFollower(cfg, p.ClientID+"-registry", p.Log, []string{topics.Webhooks, topics.Keys}, r.apply)
+	follower, err := kafka.NewFollower(cfg, p.ClientID+"-registry", p.Log, []string{topics.Webhooks, topics.Keys, topics.Jobs}, r.apply)
 	if err != nil {
 		return nil, fmt.Errorf("making the follower of webhooks and keys: %w", err)
 	}
@@ -161,7 +174,7 @@ type reporter struct{ r *Registry }
 
 // Up is called again and again while the follower is up to date.
 func (p reporter) Up() {
-	if newer := cmp.Or(p.r.webhooks.newer(), p.r.keys.newer()); newer != nil {
+	if newer := cmp.Or(p.r.webhooks.newer(), p.r.keys.newer(), p.r.jobs.newer()); newer != nil {
 		p.r.health.Down(newer) // unready rather than wrong
 		return
 	}
@@ -174,12 +187,14 @@ func (p reporter) Down(err error) { p.r.health.Down(err) }
 func (r *Registry) beginRebuild() {
 	r.fresh.webhooks = newTable(r.webhooks.organization)
 	r.fresh.keys = newTable(r.keys.organization)
+	r.fresh.jobs = newTable(r.jobs.organization)
 }
 
 func (r *Registry) endRebuild() {
 	r.webhooks.replace(r.fresh.webhooks)
 	r.keys.replace(r.fresh.keys)
-	r.fresh.webhooks, r.fresh.keys = nil, nil
+	r.jobs.replace(r.fresh.jobs)
+	r.fresh.webhooks, r.fresh.keys, r.fresh.jobs = nil, nil, nil
 }
 
 // apply is called by the follower, record by record, as they stand in the topics.
@@ -189,6 +204,8 @@ func (r *Registry) apply(record *kgo.Record) {
 		applyTo(r, cmp.Or(r.fresh.webhooks, r.webhooks.table), record, schemas.DecodeWebhook)
 	case r.topics.Keys:
 		applyTo(r, cmp.Or(r.fresh.keys, r.keys.table), record, schemas.DecodeKey)
+	case r.topics.Jobs:
+		applyTo(r, cmp.Or(r.fresh.jobs, r.jobs.table), record, schemas.DecodeJob)
 	}
 	r.watched.Load().saw(record)
 }
@@ -275,12 +292,12 @@ func (r *Registry) Keys(organization, after string, limit int) (rows []schemas.K
 func (r *Registry) ChangeWebhook(
 	ctx context.Context, actor Actor, action, id string, c func(old *schemas.Webhook) (*schemas.Webhook, error),
 ) (schemas.Webhook, error) {
-	return submit(ctx, r, &r.webhooks, actor, action, id, c)
+	return submit(ctx, r, &r.webhooks, proposal[schemas.Webhook]{actor: actor, action: action, id: id, change: c})
 }
 
 // ChangeKey does the same for an API key.
 func (r *Registry) ChangeKey(
 	ctx context.Context, actor Actor, action, id string, c func(old *schemas.Key) (*schemas.Key, error),
 ) (schemas.Key, error) {
-	return submit(ctx, r, &r.keys, actor, action, id, c)
+	return submit(ctx, r, &r.keys, proposal[schemas.Key]{actor: actor, action: action, id: id, change: c})
 }

@@ -245,7 +245,7 @@ func TestUnknownVersionIsNotWrittenOver(t *testing.T) {
 	deleted := func(*schemas.Webhook) (*schemas.Webhook, error) { return nil, nil } //nolint:nilnil // how a change deletes
 	var batch []*write
 	for _, c := range []change[schemas.Webhook]{patch, deleted} {
-		w, _ := newWrite(&r.webhooks, r.topics.Changes, Actor{ID: "test"}, "updated", "wh_1", c, func(error) {})
+		w, _ := newWrite(&r.webhooks, r.topics.Changes, proposal[schemas.Webhook]{actor: Actor{ID: "test"}, action: "updated", id: "wh_1", change: c}, func(error) {})
 		batch = append(batch, w)
 	}
 	rows, audit := decide(batch)
@@ -294,7 +294,7 @@ func TestDecideSeesWhatCameBefore(t *testing.T) {
 	deleted := func(*schemas.Webhook) (*schemas.Webhook, error) { return nil, nil } //nolint:nilnil // how a change deletes
 	var batch []*write
 	for _, c := range []change[schemas.Webhook]{changed(1), changed(1), changed(2), deleted, changed(3)} {
-		w, _ := newWrite(&r.webhooks, r.topics.Changes, Actor{ID: "test"}, "updated", "wh_1", c, func(error) {})
+		w, _ := newWrite(&r.webhooks, r.topics.Changes, proposal[schemas.Webhook]{actor: Actor{ID: "test"}, action: "updated", id: "wh_1", change: c}, func(error) {})
 		batch = append(batch, w)
 	}
 	rows, audit := decide(batch)

@@ -121,3 +121,41 @@ func ViewKey(k *schemas.Key) KeyView {
 		RevokedAt:    k.RevokedAt,
 	}
 }
+
+// JobView is a job as the API shows it and as changes keep it.
+type JobView struct {
+	ID           string           `json:"id"`
+	Organization string           `json:"organization"`
+	WebhookID    string           `json:"webhook_id"`
+	State        schemas.JobState `json:"state"`
+	Reason       string           `json:"reason,omitempty"`
+	Since        time.Time        `json:"since"`
+	Until        time.Time        `json:"until"`
+	Rate         int              `json:"rate"`
+	Total        int              `json:"total"`
+	Done         int              `json:"done"`
+	Skipped      int              `json:"skipped"`
+	CreatedAt    time.Time        `json:"created_at"`
+	UpdatedAt    time.Time        `json:"updated_at"`
+	EndedAt      time.Time        `json:"ended_at,omitzero"`
+}
+
+// ViewJob returns what may be shown of a job.
+func ViewJob(j *schemas.Job) JobView {
+	return JobView{
+		ID:           j.ID,
+		Organization: j.Organization,
+		WebhookID:    j.WebhookID,
+		State:        j.State,
+		Reason:       j.Reason,
+		Since:        j.Since,
+		Until:        j.Until,
+		Rate:         j.Rate,
+		Total:        j.Total,
+		Done:         j.Done,
+		Skipped:      j.Skipped,
+		CreatedAt:    j.CreatedAt,
+		UpdatedAt:    j.MovedAt,
+		EndedAt:      j.EndedAt,
+	}
+}

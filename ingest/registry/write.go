@@ -26,13 +26,25 @@ type Actor struct {
 // not alter the old row, and may be called several times, from another goroutine.
 type change[T any] func(old *T) (*T, error)
 
-// kind is what the two compacted topics differ in.
+// kind is what the compacted topics differ in.
 type kind[T any] struct {
 	*table[T]
-	object string // in changes: "webhook", "key"
+	object string // in changes: "webhook", "key", "job"
 	topic  string
 	record func(*T) (*kgo.Record, error)
 	view   func(*T) any
+}
+
+// proposal is a change with all that goes with it.
+type proposal[T any] struct {
+	actor  Actor
+	action string // as changes tell it; empty: they do not, as with the steps of a job
+	id     string
+	change change[T]
+	// allowed says whether it may be made after those before it in its transaction; nil: it may.
+	allowed func(batch overlay) error
+	// further returns what is written with the row, if that is; nil: nothing is. It may be called several times.
+	further func() []*kgo.Record
 }
 
 // write is a change on its way through the writer, which alone uses it once it is queued.
@@ -46,40 +58,43 @@ type write struct {
 
 // decision is what a write comes to, given what stands.
 type decision struct {
-	row     *kgo.Record // what to write; nil if refused
-	audit   *kgo.Record // what to tell in changes
+	row     *kgo.Record   // what to write; nil if refused
+	further []*kgo.Record // what to write with it
+	audit   *kgo.Record   // what to tell in changes; nil: nothing
 	refused error
 }
 
 // overlay is what earlier writes of the same transaction made of rows: a *T, nil where they deleted it.
 type overlay map[string]any
 
-// newWrite returns the write that applies c to the row under id, and where its
-// result stands once finish has been called without error.
-func newWrite[T any](
-	k *kind[T], changes string, actor Actor, action, id string, c change[T], finish func(error),
-) (w *write, result func() T) {
+// newWrite returns the write of a proposal, and where its result stands once
+// finish has been called without error.
+func newWrite[T any](k *kind[T], changes string, p proposal[T], finish func(error)) (w *write, result func() T) {
 	var after *T
 	w = &write{finish: finish, enqueued: time.Now()}
 	w.decide = func(batch overlay) decision {
 		var d decision
-		before, err := k.get(id)
-		if row, ok := batch[k.object+"/"+id].(*T); ok {
+		before, err := k.get(p.id)
+		if row, ok := batch[k.object+"/"+p.id].(*T); ok {
 			before = row
 		}
+		if err == nil && p.allowed != nil {
+			err = p.allowed(batch)
+		}
 		if after, d.refused = nil, err; err == nil {
-			after, d.refused = c(before)
+			after, d.refused = p.change(before)
 		}
 		if d.refused == nil {
-			d.row, d.refused = k.recordOf(id, after)
+			d.row, d.refused = k.recordOf(p.id, after)
 		}
-		audit, err := k.audit(changes, actor, action, id, before, after, d.refused)
-		if err != nil {
+		if d.audit, err = k.audit(changes, p, before, after, d.refused); err != nil {
 			return decision{refused: err}
 		}
-		d.audit = audit
 		if d.refused == nil {
-			batch[k.object+"/"+id] = after
+			batch[k.object+"/"+p.id] = after
+			if p.further != nil {
+				d.further = p.further()
+			}
 		}
 		return d
 	}
@@ -99,16 +114,19 @@ func (k *kind[T]) recordOf(id string, row *T) (*kgo.Record, error) {
 	return k.record(row)
 }
 
-// audit returns the record of changes that tells of the write, refused or not.
-func (k *kind[T]) audit(topic string, actor Actor, action, id string, before, after *T, refused error) (*kgo.Record, error) {
+// audit returns the record of changes that tells of the write, refused or not; nil if it is not to be told.
+func (k *kind[T]) audit(topic string, p proposal[T], before, after *T, refused error) (*kgo.Record, error) {
+	if p.action == "" {
+		return nil, nil //nolint:nilnil // no record, and no fault
+	}
 	c := schemas.Change{
 		At:           time.Now().UTC().Truncate(time.Millisecond),
-		Actor:        actor.ID,
-		Action:       action,
+		Actor:        p.actor.ID,
+		Action:       p.action,
 		Object:       k.object,
-		ObjectID:     id,
-		Organization: actor.Organization,
-		RequestID:    actor.RequestID,
+		ObjectID:     p.id,
+		Organization: p.actor.Organization,
+		RequestID:    p.actor.RequestID,
 	}
 	for _, row := range []*T{before, after} {
 		// An organization's key sees its own only: what it was refused may be another's.
@@ -142,10 +160,10 @@ func (k *kind[T]) show(row *T) (json.RawMessage, error) {
 }
 
 // submit queues the write and waits for its end.
-func submit[T any](ctx context.Context, r *Registry, k *kind[T], actor Actor, action, id string, c change[T]) (T, error) {
+func submit[T any](ctx context.Context, r *Registry, k *kind[T], p proposal[T]) (T, error) {
 	var none T
 	done := make(chan error, 1) // finish finds room even when nobody waits any more
-	w, result := newWrite(k, r.topics.Changes, actor, action, id, c, func(err error) { done <- err })
+	w, result := newWrite(k, r.topics.Changes, p, func(err error) { done <- err })
 	ctx, cancel := context.WithTimeout(ctx, maxWrite)
 	defer cancel()
 	select {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -149,8 +150,8 @@ func (w *writer) attempt(ctx context.Context, batch []*write) (sent bool, err er
 			return false, nil
 		}
 	}
-	rows, audit := decide(batch)
-	if err := w.commit(ctx, rows, audit); err != nil {
+	rows, rest := decide(batch)
+	if err := w.commit(ctx, rows, rest); err != nil {
 		w.release()
 		return w.watched.Load() != nil, err
 	}
@@ -197,31 +198,33 @@ func (w *writer) release() {
 	}
 }
 
-// decide asks each write in order, each seeing what those before it decided.
-func decide(batch []*write) (rows, audit []*kgo.Record) {
+// decide asks each write in order, each seeing what those before it decided. rows
+// are those of the topics that are followed, rest what is written with them.
+func decide(batch []*write) (rows, rest []*kgo.Record) {
 	made := overlay{}
 	for _, x := range batch {
 		x.decided = x.decide(made)
 		if x.decided.row != nil && x.decided.refused == nil {
 			rows = append(rows, x.decided.row)
+			rest = append(rest, x.decided.further...)
 		}
 		if x.decided.audit != nil {
-			audit = append(audit, x.decided.audit)
+			rest = append(rest, x.decided.audit)
 		}
 	}
-	return rows, audit
+	return rows, rest
 }
 
 // commit writes the records in one transaction. From the moment that it may be
 // committed its rows are watched for, and stay so if its end is not known.
-func (w *writer) commit(ctx context.Context, rows, audit []*kgo.Record) error {
-	if len(rows)+len(audit) == 0 {
+func (w *writer) commit(ctx context.Context, rows, rest []*kgo.Record) error {
+	if len(rows)+len(rest) == 0 {
 		return nil
 	}
 	if err := w.cl.BeginTransaction(); err != nil {
 		return fmt.Errorf("beginning a transaction: %w", err)
 	}
-	if err := w.produce(ctx, append(rows, audit...)); err != nil {
+	if err := w.produce(ctx, slices.Concat(rows, rest)); err != nil {
 		w.abort(ctx)
 		return fmt.Errorf("producing changes: %w", err)
 	}
