@@ -81,15 +81,6 @@ func (b *board) admit(now time.Time) round {
 	return r
 }
 
-// pace begins what waited in lanes for its time, where nothing else is begun any more.
-func (b *board) pace(now time.Time) []*item {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var r round
-	b.paceLocked(now, &r)
-	return r.begin
-}
-
 // paceLocked begins what waited in lanes for its time, and wakes for the next.
 func (b *board) paceLocked(now time.Time, r *round) {
 	for l := range b.paced {
@@ -202,7 +193,12 @@ func (b *board) headLocked(src *source, now time.Time, r *round) bool {
 	it := src.head
 	if src.tier != noTier {
 		rest := it.delivery.DueAt.Sub(now)
-		if tier, far := retry.Next(rest); far {
+		tier, far := retry.Next(rest)
+		if it.delivery.Parks > 0 { // of its turn, which its lane keeps
+			rest -= it.lane.early(now)
+			tier, far = retry.Within(rest)
+		}
+		if far {
 			b.settleLocked(it, r, b.effects.hop(it.record, tier, now))
 			return src.pop()
 		}

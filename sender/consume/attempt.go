@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -21,7 +20,7 @@ func (s *session) attempt(ctx context.Context, it *item) end {
 	switch {
 	case errors.As(err, &version):
 		s.metrics.parked.Inc()
-		return end{records: []*kgo.Record{s.board.effects.unreadable(it, time.Now())}}
+		return end{records: []*kgo.Record{s.board.effects.unreadable(it, s.clock())}}
 	case err != nil:
 		return end{}
 	case w == nil:
@@ -29,10 +28,10 @@ func (s *session) attempt(ctx context.Context, it *item) end {
 	case d.Cause == schemas.CausePing: // goes whatever its webhook's state is
 	case !w.Active, w.Generation == it.disabled:
 		return s.discard(it, w, reasonDisabled)
-	case w.Paused && heldTooLong(d, time.Now()):
+	case w.Paused && heldTooLong(d, s.clock()):
 		return s.discard(it, w, reasonHeldLong)
 	case w.Paused:
-		records, err := s.board.effects.hold(it, w, time.Now())
+		records, err := s.board.effects.hold(it, w, s.clock())
 		return end{records: s.count(it, schemas.ResultHeld, reasonPaused, records, err)}
 	case it.aside:
 		return s.refuse(it, w)
@@ -43,7 +42,7 @@ func (s *session) attempt(ctx context.Context, it *item) end {
 
 func (s *session) request(it *item, w *inForce) deliver.Request {
 	d := &it.delivery
-	secrets, keys := w.open(s.cfg.KeyRing, s.log, time.Now())
+	secrets, keys := w.open(s.cfg.KeyRing, s.log, s.clock())
 	return deliver.Request{
 		URL:         w.URL,
 		MessageID:   d.MessageID(),
@@ -58,7 +57,7 @@ func (s *session) request(it *item, w *inForce) deliver.Request {
 }
 
 func (s *session) judged(it *item, w *inForce, a *deliver.Attempt, v deliver.Verdict) end {
-	now := time.Now()
+	now := s.clock()
 	switch v.Action {
 	case deliver.Forget:
 		return end{}
@@ -80,16 +79,16 @@ func (s *session) refuse(it *item, w *inForce) end {
 	if !it.refused || it.delivery.Attempt >= retries {
 		return s.park(it)
 	}
-	return s.judged(it, w, &deliver.Attempt{StartedAt: time.Now()}, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonBreakerOpen})
+	return s.judged(it, w, &deliver.Attempt{StartedAt: s.clock()}, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonBreakerOpen})
 }
 
 func (s *session) park(it *item) end {
 	s.metrics.parked.Inc()
-	return end{records: []*kgo.Record{s.board.effects.park(it, time.Now(), parking{})}}
+	return end{records: []*kgo.Record{s.board.effects.park(it, s.clock(), parking{})}}
 }
 
 func (s *session) discard(it *item, w *inForce, reason string) end {
-	records, err := s.board.effects.discarded(&it.delivery, w, reason, time.Now())
+	records, err := s.board.effects.discarded(&it.delivery, w, reason, s.clock())
 	return end{records: s.count(it, schemas.ResultDiscarded, reason, records, err)}
 }
 

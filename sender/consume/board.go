@@ -398,11 +398,11 @@ func (b *board) release(t batch) {
 	}
 }
 
-// outstanding reports whether anything that was started is not committed yet.
+// outstanding reports whether any attempt that was begun is not committed yet.
 func (b *board) outstanding() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.waiting > 0 || b.running > 0 || len(b.results) > 0
+	return b.running > 0 || len(b.results) > 0
 }
 
 // snapshot is what metrics show.

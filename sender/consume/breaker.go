@@ -16,10 +16,10 @@ const (
 	breakerPause = 5 * time.Second
 	breakerMost  = 30 * time.Second
 	// A target that is well again is asked for a rampFrom-th of its rate for a
-	// second, then twice as much each second, until it is above that rate.
+	// second, then twice as much each second, until that is no bound any more.
 	rampFrom    = 10
-	rampSeconds = 4 // 1/10, 2/10, 4/10, 8/10
-	// leastRate is what a lane that has begun fewer attempts a second comes back to.
+	rampSeconds = 10
+	// leastRate is that of a lane which had a lower one, in a second.
 	leastRate = 10
 )
 
@@ -67,14 +67,14 @@ func (b *breaker) note(it *item, h deliver.Health, now time.Time) (opened, close
 	return opened, closed
 }
 
-// meter is the moving average of how many attempts of a lane begin in a second.
+// meter is the moving average of how many deliveries a target takes in a second.
 type meter struct {
 	since time.Time // when the second began that is counted
 	count int
 	rate  float64
 }
 
-func (m *meter) begin(now time.Time) {
+func (m *meter) note(now time.Time) {
 	if took := now.Sub(m.since); took >= time.Second {
 		if !m.since.IsZero() {
 			m.rate += (float64(m.count)/took.Seconds() - m.rate) / 2
@@ -88,7 +88,7 @@ func (m *meter) begin(now time.Time) {
 // gathered would else fall upon the target all at once.
 type ramp struct {
 	since time.Time // zero: it has its rate
-	rate  float64   // attempts a second, before
+	rate  float64   // before
 }
 
 // gap is the least time between the beginnings of two attempts; 0: any.

@@ -14,9 +14,9 @@ const (
 	// patience is the longest a delivery waits in memory for its lane: the
 	// shortest a retry tier could put it off.
 	patience = time.Second
-	// pacedPatience is the same under a rate limit: how long it takes is known, and
-	// what is parked comes back up to 5 % late.
-	pacedPatience = 5 * time.Second
+	// turnsQueued is how many may wait there of a lane whose target is well: how long
+	// it takes is known, and what is parked need not come back at its very moment.
+	turnsQueued = 64
 	// A lane may hold a quarter of what its partition, and the process, has
 	// free, so that n stuck lanes leave 1/(1+n/4) of it to the others: never
 	// nothing (dynamic thresholds; Choudhury and Hahne, 1998).
@@ -227,11 +227,31 @@ func (l *lane) quick() bool {
 	return l.pace > 0 && l.pace <= quickStep*time.Duration(l.limit()) && l.interval <= quickStep
 }
 
+// spacing is the time between the beginnings of two attempts as long as there is
+// always one that waits; 0: it is not known.
+func (l *lane) spacing(now time.Time) time.Duration {
+	return max(l.step(now), l.pace/time.Duration(l.limit()))
+}
+
+// steady reports whether spacing is to be relied on: attempts end, and are answered.
+func (l *lane) steady(now time.Time) bool {
+	return l.breaker.failures == 0 && !l.breaker.open() && (l.running == 0 || now.Sub(l.progress) <= max(patience, 2*l.pace))
+}
+
+// patience is the longest a delivery may wait in the lane.
 func (l *lane) patience(now time.Time) time.Duration {
-	if l.step(now) > 0 {
-		return pacedPatience
+	if l.steady(now) {
+		return max(patience, turnsQueued*l.spacing(now))
 	}
 	return patience
+}
+
+// early is how long before its turn a delivery may come back.
+func (l *lane) early(now time.Time) time.Duration {
+	if l.steady(now) {
+		return turnsQueued / 2 * l.spacing(now)
+	}
+	return 0
 }
 
 // take decides on one more delivery, except that hold may have to become park.
@@ -256,22 +276,20 @@ func (l *lane) take(it *item, now time.Time, free int, freeBytes int64) verdict 
 // parking is how long a delivery has to wait for its turn.
 type parking struct {
 	expected time.Duration
-	known    bool // by a rate limit; else it is a guess
+	known    bool // it has a turn; else it is a guess
 }
 
 // parked returns how long one more parked delivery has to wait until those
-// parked before it have had their turn at the target's best: what slows it now
-// may be over by then, and who comes too early is parked for twice as long.
+// parked before it have had their turn. Of a target that fails or hangs nobody
+// knows; who comes too early is parked for twice as long.
 func (l *lane) parked(now time.Time) parking {
-	first := now
-	if l.interval > 0 || l.nextAt.After(now) {
-		first = now.Add(l.expected(now)) // behind those in queue
+	first := now.Add(l.expected(now)) // behind those in queue
+	between := l.spacing(now)
+	if !l.steady(now) {
+		first, between = laterOf(now, l.nextAt), l.best/time.Duration(l.limit())
 	}
-	if l.backlog.Before(first) {
-		l.backlog = first
-	}
-	l.backlog = l.backlog.Add(max(l.best/time.Duration(l.limit()), l.interval))
-	return parking{l.backlog.Sub(now), l.interval > 0}
+	l.backlog = laterOf(l.backlog, first).Add(between)
+	return parking{l.backlog.Sub(now), l.steady(now) && between > 0}
 }
 
 func (l *lane) begin(it *item, now time.Time) {
@@ -281,12 +299,8 @@ func (l *lane) begin(it *item, now time.Time) {
 	it.started = now
 	l.running++
 	l.prepare(it)
-	if l.breaker.open() {
-		if !l.breaker.refuses(now) {
-			it.probe, l.breaker.probing = true, true
-		}
-	} else if l.ramp.since.IsZero() {
-		l.meter.begin(now)
+	if l.breaker.open() && !l.breaker.refuses(now) {
+		it.probe, l.breaker.probing = true, true
 	}
 	if step := l.step(now); step > 0 {
 		from := l.nextAt
@@ -316,6 +330,9 @@ func (l *lane) end(it *item, v deliver.Verdict, now time.Time) (begin []*item) {
 	opened, closed := l.breaker.note(it, v.Health, now)
 	if closed {
 		l.ramp = ramp{now, l.meter.rate}
+		l.meter = meter{rate: l.meter.rate}
+	} else if v.Health == deliver.Well {
+		l.meter.note(now)
 	}
 	if v.Health == deliver.Overloaded && v.Wait > 0 {
 		l.nextAt = laterOf(l.nextAt, now.Add(min(v.Wait, mostQuiet)))

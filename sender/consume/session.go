@@ -32,6 +32,7 @@ const (
 type session struct {
 	*Consumer
 
+	clock      func() time.Time // time.Now, but in tests
 	board      *board
 	partitions int // of each topic of deliveries
 	writer     *writer
@@ -64,6 +65,7 @@ type session struct {
 func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 	s = &session{
 		Consumer:   c,
+		clock:      time.Now,
 		kick:       make(chan struct{}, 1),
 		full:       make(chan struct{}, 1),
 		reassigned: make(chan struct{}, 1),
@@ -178,7 +180,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	stopPolling()
 	polls.Wait()
 	if err == nil {
-		err = s.drain(work)
+		err = s.drain()
 	}
 	close(s.leaving)
 	s.consumer.CloseAllowingRebalance()
@@ -189,15 +191,16 @@ func (s *session) run(ctx context.Context) (err error) {
 	return err
 }
 
-// drain waits until everything that was started has ended and is committed, or the time for it is over.
-func (s *session) drain(work context.Context) error {
+// drain waits until every attempt that was begun has ended and is committed, or
+// the time for it is over. What only waits is the next owner's.
+func (s *session) drain() error {
+	s.board.stop(nil)
 	deadline := time.After(s.cfg.Drain)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for s.board.outstanding() {
 		select {
-		case now := <-tick.C:
-			s.begin(work, s.board.pace(now))
+		case <-tick.C:
 		case err := <-s.failed:
 			return err
 		case <-deadline:

@@ -154,16 +154,20 @@ func TestPark(t *testing.T) {
 
 func TestParkForComesBackInOrder(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
-	if got := retry.ParkFor(now, 0).DueAt.Sub(now); got != time.Second {
-		t.Errorf("no wait: %v, want a second", got)
-	}
-	if got := retry.ParkFor(now, 10*time.Hour).DueAt.Sub(now); got != 30*time.Minute {
-		t.Errorf("a long wait: %v, want 30 minutes", got)
+	for wait, want := range map[time.Duration]time.Duration{0: time.Second, 10 * time.Hour: 10 * time.Hour, 1000 * time.Hour: retry.MaxDelay} {
+		if got := retry.ParkFor(now, wait).DueAt.Sub(now); got != want {
+			t.Errorf("a wait of %v: %v, want %v", wait, got, want)
+		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		wait := time.Duration(rapid.Int64Range(int64(time.Second), int64(30*time.Minute)).Draw(t, "wait"))
-		if got := retry.ParkFor(now, wait).DueAt.Sub(now); got < wait || got > wait+wait/20 {
-			t.Errorf("%v for %v: want at most 5 %% more", got, wait)
+		wait := time.Duration(rapid.Int64Range(int64(time.Second), int64(retry.MaxDelay)).Draw(t, "wait"))
+		step := retry.ParkFor(now, wait)
+		at := now
+		for tier, far := step.Tier, true; far; tier, far = retry.Within(step.DueAt.Sub(at)) {
+			at = retry.LeavesAt(tier, at)
+		}
+		if early := step.DueAt.Sub(at); early < 0 || early >= retry.Grain {
+			t.Errorf("a wait of %v: out of its tiers %v before its turn, want less than %v", wait, early, retry.Grain)
 		}
 	})
 }

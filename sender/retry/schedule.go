@@ -63,13 +63,13 @@ func (s Schedule) After(attempt int, now time.Time, retryAfter time.Duration, ch
 	return Step{DueAt: now.Add(wait), Tier: tiers[0]}, true
 }
 
-// ParkFor returns the step of a delivery whose turn under a rate limit comes after
-// wait: at that time, at least a second and at most 30 minutes from now, through
-// as many tiers as it takes. A single tier would bring back in bunches what is to
-// go out evenly.
+// ParkFor returns the step of a delivery whose turn comes after wait, at least a
+// second and at most MaxDelay from now. It is due at its turn and not before; the
+// tiers take it there by what is left each time (Within).
 func ParkFor(now time.Time, wait time.Duration) Step {
-	wait, tiers := Plan(min(max(wait, Grain), parkMax))
-	return Step{DueAt: now.Add(wait), Tier: tiers[0]}
+	wait = min(max(wait, Grain), MaxDelay)
+	tier, _ := Within(wait)
+	return Step{DueAt: now.Add(wait), Tier: tier}
 }
 
 // Park returns the step of a delivery for which there is no room at now: as

@@ -92,6 +92,18 @@ func TierFor(want time.Duration) int {
 	return len(delays) - 1
 }
 
+// Within returns the longest tier that does not wait beyond rest. It is false if
+// rest is under Grain.
+func Within(rest time.Duration) (tier int, ok bool) {
+	for t, delay := range schemas.RetryDelays() {
+		if delay > rest {
+			break
+		}
+		tier, ok = t, true
+	}
+	return tier, ok
+}
+
 // LeavesAt returns when a record that entered a tier at entered leaves it,
 // whatever its due time: so each tier is first in, first out.
 func LeavesAt(tier int, entered time.Time) time.Time {
