@@ -62,6 +62,8 @@ func (s *standalone) readKey(t *testing.T) string {
 
 // post makes a REST call, over a connection of its own: a killed process leaves none behind.
 func (s *standalone) post(ctx context.Context, path, body string) (answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, soon)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.Listen+path, strings.NewReader(body))
 	if err != nil {
 		return answer{}, fmt.Errorf("making request: %w", err)
@@ -88,6 +90,8 @@ func (s *standalone) subscribe(t *testing.T, path, patterns string) {
 
 // query asks the embedded ClickHouse over HTTP, as anyone would.
 func (s *standalone) query(ctx context.Context, statement string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, soon)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.clickhouseHTTP+"/", strings.NewReader(statement))
 	if err != nil {
 		return "", fmt.Errorf("making request: %w", err)
@@ -306,7 +310,9 @@ func (s *standalone) printedCommands(t *testing.T) (commands []string) {
 
 func shell(t *testing.T, command string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "sh", "-c", command).CombinedOutput()
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "sh", "-c", "exec "+command).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", command, err, out)
 	}

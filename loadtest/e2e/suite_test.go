@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -168,7 +169,9 @@ func (s *system) call(t *testing.T, method, path, body string, headers ...string
 // try is call for where there may be no answer.
 func (s *system) try(t *testing.T, method, path, body string, headers ...string) (answer, error) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ingest.Listen+path, strings.NewReader(body))
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+s.ingest.Listen+path, strings.NewReader(body))
 	if err != nil {
 		return answer{}, fmt.Errorf("making request: %w", err)
 	}

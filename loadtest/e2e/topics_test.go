@@ -61,7 +61,9 @@ func (s *system) ends(t *testing.T, topics ...string) map[kafka.Place]int64 {
 	t.Helper()
 	cl := s.client(t)
 	defer cl.Close()
-	listed, err := kadm.NewClient(cl).ListEndOffsets(t.Context(), topics...)
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	listed, err := kadm.NewClient(cl).ListEndOffsets(ctx, topics...)
 	if err == nil {
 		err = listed.Error()
 	}

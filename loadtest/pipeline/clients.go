@@ -84,7 +84,9 @@ func clickHouseConfig(t testing.TB, dir string) clickhouse.Config {
 
 func (c *ClickHouse) start(t testing.TB) {
 	t.Helper()
-	server, err := clickhouse.Start(t.Context(), c.cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), toolTime) // it may have to be fetched
+	defer cancel()
+	server, err := clickhouse.Start(ctx, c.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +119,7 @@ func (c *ClickHouse) queryLocked(t testing.TB, s *shared, statement string) stri
 // a query, about one kill in thirty, and a test's sender is killed.
 func (c *ClickHouse) query(t testing.TB, statement string) string {
 	t.Helper()
-	answer, err := c.server.Query(t.Context(), statement)
+	answer, err := c.ask(t.Context(), statement)
 	if err == nil {
 		return answer
 	}
@@ -131,11 +133,20 @@ func (c *ClickHouse) query(t testing.TB, statement string) string {
 	}
 	t.Logf("ClickHouse has ended by itself (%v): starting it again", err)
 	c.start(t)
-	if answer, err = c.server.Query(t.Context(), statement); err != nil {
+	if answer, err = c.ask(t.Context(), statement); err != nil {
 		t.Fatalf("%s: %v", statement, err)
 	}
 	return answer
 }
+
+func (c *ClickHouse) ask(ctx context.Context, statement string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTime)
+	defer cancel()
+	return c.server.Query(ctx, statement)
+}
+
+// queryTime bounds a statement. The longest of the tests take a second on an idle machine.
+const queryTime = 30 * time.Second
 
 // dyingTime is how long a server that aborts may take to be gone.
 const dyingTime = 5 * time.Second

@@ -184,6 +184,8 @@ func (k *Kafka) WaitReady(t testing.TB, limit time.Duration) {
 // ready asks the brokers about themselves, once all of them listen.
 func (k *Kafka) ready(ctx context.Context) func() error {
 	return func() error {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a suspended broker takes connections
+		defer cancel()
 		for _, b := range k.Brokers {
 			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", b.Addr)
 			if err != nil {
@@ -215,11 +217,13 @@ func (k *Kafka) ready(ctx context.Context) func() error {
 }
 
 // KafkaTool is one of Kafka's own command-line programs by its Java class, such as
-// org.apache.kafka.tools.ConsoleProducer. The caller runs it; it ends with the test.
+// org.apache.kafka.tools.ConsoleProducer. The caller runs it; it ends with the test, or after toolTime.
 func KafkaTool(t testing.TB, class string, args ...string) *exec.Cmd {
 	t.Helper()
 	java, libs := kafkaLibs(t)
-	return exec.CommandContext(t.Context(), java, append(toolOptions(libs, class), args...)...)
+	ctx, cancel := context.WithTimeout(t.Context(), toolTime)
+	t.Cleanup(cancel)
+	return tool(ctx, java, append(toolOptions(libs, class), args...)...)
 }
 
 func javaOptions(libs, class string) []string {

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,6 +23,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/postrider/postrider/deploy/clickhouse"
 )
@@ -36,6 +37,8 @@ type shared struct {
 	mu       sync.Mutex // held while one of the below is made
 	kafka    *Kafka
 	binaries map[string]string // built, by name
+
+	ports ports
 
 	clickhouseMu     sync.Mutex // held while the below is made, asked or started again
 	clickhouse       *clickhouse.Server
@@ -58,6 +61,19 @@ func Main(m *testing.M, checks ...func() error) {
 		}
 	}
 	os.Exit(code)
+}
+
+// NoLeaks is a check for goroutines that run on. It gives them ten seconds to end,
+// and so more than goleak by itself, whose 0.4 s are few on a busy machine.
+func NoLeaks(options ...goleak.Option) func() error {
+	return func() (err error) {
+		for range 25 {
+			if err = goleak.Find(options...); err == nil {
+				return nil
+			}
+		}
+		return err
+	}
 }
 
 func run(m *testing.M) int {
@@ -87,7 +103,7 @@ func (s *shared) close() error {
 		s.clickhouse.Kill()
 	}
 	close(s.spawn)
-	errs = append(errs, os.RemoveAll(s.dir))
+	errs = append(errs, s.ports.close(), os.RemoveAll(s.dir))
 	return errors.Join(errs...)
 }
 
@@ -101,7 +117,8 @@ func the(t testing.TB) *shared {
 }
 
 // Wait tries a condition until it returns nil. After the limit it fails the test
-// with what the condition said last.
+// with what the condition said last. The limit is looked at between two tries: a
+// condition ends by itself, as all do that ask by way of this package.
 func Wait(t testing.TB, limit time.Duration, what string, condition func() error) {
 	t.Helper()
 	if err := wait(t.Context(), limit, nil, condition); err != nil {
@@ -131,29 +148,6 @@ func wait(ctx context.Context, limit time.Duration, ended <-chan struct{}, condi
 	}
 }
 
-// FreePort gives a port of 127.0.0.1 that nobody uses, for a process that has to
-// be told one and must get the same after a restart. It is below the ports that
-// Linux hands out by itself (from 32768), so no outgoing connection takes it.
-func FreePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 16_000 + rand.IntN(16_000)
-		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("finding a free port: 100 tries from 16000 to 31999, all taken")
-	return 0
-}
-
-// FreeAddr is 127.0.0.1 with a FreePort.
-func FreeAddr(t testing.TB) string {
-	t.Helper()
-	return fmt.Sprintf("127.0.0.1:%d", FreePort(t))
-}
-
 // unique is a name for a test's own topics or database: the test's, shortened, and
 // a number, so that -count and parallel packages do not meet.
 func unique(t testing.TB) string {
@@ -172,7 +166,9 @@ func cached(t testing.TB, name string, fill func(ctx context.Context, dir string
 		t.Fatal(err)
 	}
 	dir := filepath.Join(root, name)
-	if err := fillOnce(t.Context(), dir, fill); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), toolTime)
+	defer cancel()
+	if err := fillOnce(ctx, dir, fill); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -190,7 +186,7 @@ func fillOnce(ctx context.Context, dir string, fill func(ctx context.Context, di
 		return fmt.Errorf("opening lock file: %w", err)
 	}
 	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+	if err := flock(ctx, lock); err != nil {
 		return fmt.Errorf("locking %s: %w", lock.Name(), err)
 	}
 	if _, err := os.Stat(dir); err == nil {
@@ -210,4 +206,21 @@ func fillOnce(ctx context.Context, dir string, fill func(ctx context.Context, di
 		return fmt.Errorf("keeping cache folder: %w", err)
 	}
 	return nil
+}
+
+// flock waits for the lock until ctx ends.
+func flock(ctx context.Context, file *os.File) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("another process holds it: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
 }

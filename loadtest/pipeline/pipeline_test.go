@@ -17,7 +17,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"go.uber.org/goleak"
 )
 
 const parentEnv = "PIPELINE_TEST_PARENT"
@@ -26,10 +25,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(parentEnv); dir != "" {
 		parentMain(dir)
 	}
-	Main(m, func() error { return goleak.Find() })
+	Main(m, NoLeaks())
 }
 
-// parentMain is a test binary to be killed: it starts a process and waits.
+// parentMain is a test binary to be killed: it starts a process, takes a port and waits.
 func parentMain(dir string) {
 	s := &shared{spawn: make(chan func())}
 	go startProcesses(s.spawn)
@@ -38,12 +37,17 @@ func parentMain(dir string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(p.PID())
+	port, err := s.ports.free(context.Background())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(p.PID(), port)
 	<-p.Done()
 	os.Exit(1)
 }
 
-func TestProcessesEndWithTheTestBinary(t *testing.T) {
+func TestWhatATestBinaryHoldsEndsWithIt(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -57,9 +61,23 @@ func TestProcessesEndWithTheTestBinary(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var pid int
-	if _, err := fmt.Fscanln(out, &pid); err != nil {
+	var pid, port int
+	if _, err := fmt.Fscanln(out, &pid, &port); err != nil {
 		t.Fatal(err)
+	}
+	FreePort(t) // opens the locks
+	take := func() bool {
+		p := &the(t).ports
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		taken, err := p.lockLocked(port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return taken
+	}
+	if take() {
+		t.Errorf("port %d could be taken while another test binary has it", port)
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -71,6 +89,47 @@ func TestProcessesEndWithTheTestBinary(t *testing.T) {
 		}
 		return nil
 	})
+	if !take() {
+		t.Errorf("port %d could not be taken after its test binary's end", port)
+	}
+}
+
+func TestPortsDiffer(t *testing.T) {
+	seen := map[int]bool{}
+	for range 500 {
+		port := FreePort(t)
+		if seen[port] {
+			t.Fatalf("port %d was given twice", port)
+		}
+		seen[port] = true
+	}
+}
+
+// A lock that its holder does not give back is not waited for without end, nor a
+// program whose child lives on.
+func TestWaitsAreBounded(t *testing.T) {
+	deadline := func() context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	dir := filepath.Join(t.TempDir(), "thing")
+	held, err := os.Create(dir + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := fillOnce(deadline(), dir, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("filling a folder that another fills: got %v, want the deadline", err)
+	}
+	begun := time.Now()
+	err = runTool(deadline(), "sh", "-c", "sleep 20 & wait")
+	if took := time.Since(begun); err == nil || took > 15*time.Second {
+		t.Errorf("running a program past the deadline: got %v after %v", err, took)
+	}
 }
 
 func TestProcess(t *testing.T) {

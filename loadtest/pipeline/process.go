@@ -258,9 +258,22 @@ func procFields(pid int, file string) ([]string, error) {
 	return strings.Fields(line), nil
 }
 
+// toolTime bounds a build, a fetch, and the wait for another process's fetch.
+const toolTime = 10 * time.Minute
+
+// tool is a program of a helper, which is killed when ctx ends. Children of its own
+// that live on and hold its output are not waited for.
+func tool(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
 // runTool runs a program of a helper to its end.
 func runTool(ctx context.Context, path string, args ...string) error {
-	out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(ctx, toolTime)
+	defer cancel()
+	out, err := tool(ctx, path, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("running %s %s: %w: %s", path, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}

@@ -57,7 +57,9 @@ func Binary(t testing.TB, name string) string {
 		args = []string{"build", "-race", "-o", path, pkg}
 		env = append(os.Environ(), "CGO_ENABLED=1")
 	}
-	cmd := exec.CommandContext(t.Context(), "go", args...)
+	ctx, cancel := context.WithTimeout(t.Context(), toolTime)
+	defer cancel()
+	cmd := tool(ctx, "go", args...)
 	cmd.Env = env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", name, err, out)
@@ -176,10 +178,11 @@ func get(ctx context.Context, url string) (status int, body string, err error) {
 // it wrote and its exit code. One that takes longer than a minute fails the test.
 func Run(t testing.TB, name string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	path := Binary(t, name) // which may take longer than the minute
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out, errOut bytes.Buffer
-	cmd := exec.CommandContext(ctx, Binary(t, name), args...)
+	cmd := tool(ctx, path, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
 	var exit *exec.ExitError

@@ -17,11 +17,13 @@ import (
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"go.uber.org/goleak"
+
+	"github.com/postrider/postrider/loadtest/pipeline"
 )
 
 func TestMain(m *testing.M) {
 	// fasthttp keeps the Date header up to date with one goroutine a process, for ever.
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"))
+	pipeline.Main(m, pipeline.NoLeaks(goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1")))
 }
 
 func TestAnswersInSequence(t *testing.T) {
