@@ -97,10 +97,13 @@ func TestTLSThatDoesNotCome(t *testing.T) {
 		"after bytes": {func(p *peer) { _, _ = p.r.Peek(5); _ = p.Close() }, ReasonTLSFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			rcv := startReceiver(t, tt.serve)
 			c := startClient(t, func(cfg *Config) { cfg.Resolver = newDNS("hooks.example.com", "127.0.0.1") })
 			r := request(named(t, "https", "hooks.example.com", rcv))
-			r.Timeout = 300 * time.Millisecond
+			if tt.reason == ReasonTLSTimeout {
+				r.Timeout = short
+			}
 			if a := c.Do(t.Context(), r); a.Reason != tt.reason || a.Duration > r.Timeout+slack {
 				t.Errorf("reason %q after %s, want %q", a.Reason, a.Duration, tt.reason)
 			}
@@ -135,7 +138,7 @@ func TestTLSIsNotClosedInEarnest(t *testing.T) {
 		cfg.RootCAs, cfg.Resolver = ca.pool, newDNS("hooks.example.com", "127.0.0.1")
 	})
 	r := request(named(t, "https", "hooks.example.com", rcv))
-	r.Body, r.Timeout = make([]byte, 32<<20), 500*time.Millisecond
+	r.Body, r.Timeout = make([]byte, 32<<20), short
 	if a := c.Do(t.Context(), r); a.Reason != ReasonTimeout || a.Duration > r.Timeout+slack {
 		t.Errorf("reason %q after %s, want %q", a.Reason, a.Duration, ReasonTimeout)
 	}
@@ -296,7 +299,7 @@ func TestConnectTimeout(t *testing.T) {
 		t.Fatalf("bound to %T", name)
 	}
 	addr := netip.AddrPortFrom(netip.AddrFrom4(bound.Addr), uint16(bound.Port)).String() //nolint:gosec // a port
-	dialer := net.Dialer{Timeout: 200 * time.Millisecond}
+	dialer := net.Dialer{Timeout: short}
 	for full := false; !full; {
 		filler, err := dialer.DialContext(t.Context(), "tcp", addr)
 		if full = err != nil; !full {

@@ -169,12 +169,16 @@ func policy(t testing.TB, allow ...string) schemas.TargetPolicy {
 
 // slack is what a loaded machine may need to schedule the end of an attempt. It
 // is below the 5 s for which a TLS farewell would block.
-const slack = 2 * time.Second
+const slack = 4 * time.Second
+
+// short is the timeout of an attempt that is to run into it: long enough for a
+// loaded machine to come to the stage before.
+const short = time.Second
 
 func testSecret() []byte { return []byte("0123456789abcdef0123456789abcdef") }
 
 func request(url string) Request {
-	return Request{URL: url, MessageID: "msg_1", Sequence: 7, Secrets: [][]byte{testSecret()}, Body: []byte(`{"id":"evt_1","event":"ping"}`), Timeout: 5 * time.Second}
+	return Request{URL: url, MessageID: "msg_1", Sequence: 7, Secrets: [][]byte{testSecret()}, Body: []byte(`{"id":"evt_1","event":"ping"}`), Timeout: 15 * time.Second}
 }
 
 // fakeDNS answers from a table, the next list at each question for the name.
