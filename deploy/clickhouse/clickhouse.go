@@ -13,6 +13,7 @@
 package clickhouse
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,6 +70,9 @@ type Server struct {
 // are on disk when an insert is answered, so killing loses nothing that was.
 const stopTime = 10 * time.Second
 
+// startTime bounds a start, from the child's on: until it answers and has its database.
+const startTime = time.Minute
+
 // Start starts a server and blocks until it answers and the database exists. Its
 // errors are ErrInUse, ErrPortTaken, or what to install.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
@@ -123,13 +127,15 @@ func startOnce(ctx context.Context, cfg Config, p program, lock *os.File) (*Serv
 	if err := s.spawn(p, lock); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, startTime, fmt.Errorf("no answer within %v", startTime))
+	defer cancel()
 	if err := s.waitReady(ctx); err != nil {
 		s.Kill()
 		return nil, err
 	}
 	if _, err := s.Query(ctx, "CREATE DATABASE IF NOT EXISTS `"+cfg.Database+"` ENGINE = Atomic"); err != nil {
 		s.Kill()
-		return nil, fmt.Errorf("creating database %q: %w", cfg.Database, err)
+		return nil, fmt.Errorf("creating database %q: %w", cfg.Database, cmp.Or(context.Cause(ctx), err))
 	}
 	go s.tellUnexpectedEnd()
 	return s, nil
@@ -194,8 +200,6 @@ func (s *Server) lastWords() string {
 // first, so it answers too. Only a server with our path is ours: we hold the
 // folder's lock, while anyone may have taken the port.
 func (s *Server) waitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("no answer within a minute"))
-	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
