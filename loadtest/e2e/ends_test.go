@@ -3,15 +3,20 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/postrider/postrider/loadtest/pipeline"
 	"github.com/postrider/postrider/loadtest/receiver"
+	"github.com/postrider/postrider/schemas"
 )
 
-// TestEveryDeliveryEnds is P5: a failing target is tried on schedule, then the
-// delivery is a dead letter; a deleted webhook's is discarded.
+// TestEveryDeliveryEnds is P5: a failing target is tried on schedule, the sender's
+// or the webhook's own, then the delivery is a dead letter; a deleted webhook's is
+// discarded.
 func TestEveryDeliveryEnds(t *testing.T) {
 	s := start(t, "--retry-schedule=1s,2s")
 	// A receiver of its own: its first connection is a fresh one, and so not tried
@@ -24,16 +29,20 @@ func TestEveryDeliveryEnds(t *testing.T) {
 		secondOf = "1\t%d\tretry\n2\t200\tdelivered"
 	)
 	for _, c := range []ending{
-		{"500", "", []receiver.Answer{receiver.Status(500)}, fmt.Sprintf(deadOf, 500)},
-		{"404", "", []receiver.Answer{receiver.Status(404)}, fmt.Sprintf(deadOf, 404)},
-		{"refused", "http://" + pipeline.FreeAddr(t) + "/", nil, fmt.Sprintf(deadOf, 0)},
-		{"201", "", []receiver.Answer{receiver.Status(201), ok}, fmt.Sprintf(secondOf, 201)},
-		{"timeout", "", []receiver.Answer{{Hang: true}, ok}, fmt.Sprintf(secondOf, 0)},
-		{"dropped", dropping.URL("/"), nil, fmt.Sprintf(secondOf, 0)},
+		{name: "500", answers: []receiver.Answer{receiver.Status(500)}, outcomes: fmt.Sprintf(deadOf, 500), reason: "status"},
+		{name: "404", answers: []receiver.Answer{receiver.Status(404)}, outcomes: fmt.Sprintf(deadOf, 404), reason: "status"},
+		{name: "refused", url: "http://" + pipeline.FreeAddr(t) + "/", outcomes: fmt.Sprintf(deadOf, 0), reason: "connect_refused"},
 		{
-			"recovers", "",
-			[]receiver.Answer{receiver.Status(503), receiver.Status(301), ok},
-			"1\t503\tretry\n2\t301\tretry\n3\t200\tdelivered",
+			name: "hangs", settings: `,"timeout_ms":1000,"retry_schedule":["1s","2s","3s"]`,
+			answers: []receiver.Answer{{Hang: true}}, outcomes: "1\t0\tretry\n2\t0\tretry\n3\t0\tretry\n4\t0\tdead", reason: "timeout",
+		},
+		{name: "201", answers: []receiver.Answer{receiver.Status(201), ok}, outcomes: fmt.Sprintf(secondOf, 201)},
+		{name: "hangs once", answers: []receiver.Answer{{Hang: true}, ok}, outcomes: fmt.Sprintf(secondOf, 0)},
+		{name: "dropped", url: dropping.URL("/"), outcomes: fmt.Sprintf(secondOf, 0)},
+		{
+			name:     "recovers",
+			answers:  []receiver.Answer{receiver.Status(503), receiver.Status(301), ok},
+			outcomes: "1\t503\tretry\n2\t301\tretry\n3\t200\tdelivered",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -51,19 +60,22 @@ func TestEveryDeliveryEnds(t *testing.T) {
 type ending struct {
 	name     string
 	url      string // empty: the system's receiver, with answers
+	settings string // of the webhook, as further JSON
 	answers  []receiver.Answer
 	outcomes string // attempt, status and result, a line each
+	reason   string // of the last outcome and the dead letter; empty: there is none
 }
 
 func (s *system) checkEnding(t *testing.T, c ending) {
 	t.Helper()
 	url := c.url
 	if url == "" {
-		url = s.receiver.URL("/" + c.name)
-		s.receiver.Answers("/"+c.name, c.answers...)
+		path := "/" + strings.ReplaceAll(c.name, " ", "-")
+		url = s.receiver.URL(path)
+		s.receiver.Answers(path, c.answers...)
 	}
 	hook := s.want(t, http.StatusCreated, http.MethodPost, "/webhook-events",
-		fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"}`, c.name, url)).field(t, "id")
+		fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, c.name, url, c.settings)).field(t, "id")
 	s.post(t, fmt.Sprintf(`{"event":"a.b","organization":%q}`, c.name))
 	s.waitQuery(t, `SELECT attempt, status_code, result FROM postrider.outcomes WHERE webhook_id = '`+hook+`' ORDER BY attempt`, c.outcomes)
 	s.waitQuery(t, `SELECT state, attempts FROM postrider.deliveries WHERE webhook_id = '`+hook+`'`,
@@ -71,9 +83,34 @@ func (s *system) checkEnding(t *testing.T, c ending) {
 	// Never early: an attempt starts no sooner than its delay after the one before.
 	early := s.query(t, `SELECT count() FROM (SELECT started_at, leadInFrame(started_at) OVER
 		(ORDER BY attempt ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS next, attempt FROM postrider.outcomes WHERE webhook_id = '`+hook+`')
-		WHERE next > 0 AND attempt < 3 AND toUnixTimestamp64Milli(next) < toUnixTimestamp64Milli(started_at) + 1000 * attempt - 1`)
+		WHERE next > 0 AND toUnixTimestamp64Milli(next) < toUnixTimestamp64Milli(started_at) + 1000 * attempt - 1`)
 	if early != "0" {
 		t.Errorf("%s retries came early", early)
+	}
+	s.checkDeadLetter(t, hook, c)
+}
+
+// checkDeadLetter finds the delivery among the dead letters, once, with its reason
+// and attempts, or not at all.
+func (s *system) checkDeadLetter(t *testing.T, hook string, c ending) {
+	t.Helper()
+	var letters []string
+	for _, r := range s.readAll(t, s.topics.DeadLetters) {
+		d, err := schemas.DecodeDelivery(r, [16]byte{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.WebhookID == hook {
+			letters = append(letters, fmt.Sprintf("%s after %d attempts", d.Reason, d.Attempt))
+		}
+	}
+	var want []string
+	if c.reason != "" {
+		want = []string{c.reason + " after " + last(c.outcomes, 0) + " attempts"}
+		s.waitQuery(t, `SELECT reason FROM postrider.outcomes WHERE webhook_id = '`+hook+`' AND result = 'dead'`, c.reason)
+	}
+	if !slices.Equal(letters, want) {
+		t.Errorf("dead letters are %q, want %q", letters, want)
 	}
 }
 
@@ -97,12 +134,20 @@ func last(lines string, field int) string {
 	return strings.Split(lines[strings.LastIndexByte(lines, '\n')+1:], "\t")[field]
 }
 
-// TestIsolation is P6: a target that hangs delays only itself.
+// TestIsolation is P6: a target that hangs delays only itself, and not the one
+// whose deliveries stand between its own, in the same partition.
 func TestIsolation(t *testing.T) {
 	s := start(t)
 	s.receiver.Answers("/hangs", receiver.Answer{Hang: true})
-	s.subscribe(t, "slow", "", "/hangs", "*")
-	s.subscribe(t, "quick", "", "/answers", "*")
+	slow := s.subscribe(t, "slow", "", "/hangs", "*")
+	// An attempt that ends makes room: none does before the test is over.
+	s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+slow.ID, `{"timeout_ms":30000}`)
+	place := kgo.StickyKeyPartitioner(nil).ForTopic(s.topics.Deliveries)
+	partition := func(w webhook) int { return place.Partition(&kgo.Record{Key: []byte(w.ID)}, partitions) }
+	for quick := s.subscribe(t, "quick", "", "/answers", "*"); partition(quick) != partition(slow); {
+		s.want(t, http.StatusNoContent, http.MethodDelete, "/v1/webhooks/"+quick.ID, "")
+		quick = s.subscribe(t, "quick", "", "/answers", "*")
+	}
 	const n = 2000 // more than any pool of workers holds
 	var batch []string
 	for i := range n {
@@ -120,4 +165,9 @@ func TestIsolation(t *testing.T) {
 	s.receiver.Answers("/hangs", receiver.Status(200))
 	s.receiver.Release("/hangs")
 	s.waitQuery(t, `SELECT uniqExact(delivery_id) FROM postrider.outcomes WHERE organization = 'quick' AND result = 'delivered'`, "200")
+	for _, r := range s.readAll(t, s.topics.Deliveries) {
+		if int(r.Partition) != partition(slow) {
+			t.Fatalf("a delivery stands in partition %d, want all in %d", r.Partition, partition(slow))
+		}
+	}
 }
