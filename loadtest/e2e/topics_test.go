@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/postrider/postrider/loadtest/pipeline"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/kafka"
 )
@@ -24,13 +25,13 @@ func (s *system) readAll(t *testing.T, topic string, opts ...kgo.Opt) []*kgo.Rec
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
-	listed, err := kadm.NewClient(cl).ListCommittedOffsets(ctx, topic)
-	if err == nil {
-		err = listed.Error()
-	}
-	if err != nil {
-		t.Fatalf("asking for the end of %s: %v", topic, err)
-	}
+	var listed kadm.ListedOffsets
+	pipeline.Wait(t, soon, "the end of "+topic, func() (err error) { // which a new leader may not know for a moment
+		if listed, err = kadm.NewClient(cl).ListCommittedOffsets(ctx, topic); err == nil {
+			err = listed.Error()
+		}
+		return err
+	})
 	left := map[int32]int64{}
 	listed.Each(func(o kadm.ListedOffset) {
 		if o.Offset > 0 {
