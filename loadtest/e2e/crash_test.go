@@ -30,7 +30,7 @@ func TestCrashes(t *testing.T) {
 	for _, path := range []string{"/crash/quick", "/crash/slow", "/crash/flaky"} {
 		hooks = append(hooks, s.subscribe(t, "acme", "", path, "*"))
 	}
-	l := s.startLoad(t)
+	l := s.startLoad(t, "acme", 3)
 	l.progress(t)
 
 	var kills []kill
@@ -60,7 +60,7 @@ func TestCrashes(t *testing.T) {
 	t.Logf("%d events, %d deliveries", len(ids), total)
 	s.waitEnds(t, total)
 	s.checkReceived(t, hooks, ids)
-	s.checkDeliveries(t, hooks, ids)
+	s.checkDeliveries(t, sent{hooks, ids})
 	outcomes := s.outcomes(t)
 	s.checkRepeats(t, hooks, outcomes, kills)
 	s.checkAudit(t, outcomes, len(ids), len(hooks))
@@ -78,22 +78,23 @@ func flaky(n int) []receiver.Answer {
 	return append(answers, receiver.Status(http.StatusOK))
 }
 
-// load sends events without a pause, and knows which were accepted.
+// load sends events of one organization without a pause, and knows which were accepted.
 type load struct {
-	s    *system
-	end  chan struct{}
-	work sync.WaitGroup
+	s            *system
+	organization string
+	end          chan struct{}
+	work         sync.WaitGroup
 
 	mu  sync.Mutex
 	ids []string // accepted; guarded by mu
 }
 
-// startLoad sends 50 events a second by each of three clients of REST and one of Kafka.
-func (s *system) startLoad(t *testing.T) *load {
+// startLoad sends 50 events a second by each of some clients of REST and one of Kafka.
+func (s *system) startLoad(t *testing.T, organization string, clients int) *load {
 	t.Helper()
-	l := &load{s: s, end: make(chan struct{})}
+	l := &load{s: s, organization: organization, end: make(chan struct{})}
 	producer := s.client(t, kgo.ProducerLinger(0))
-	for client := range 3 {
+	for client := range clients {
 		l.work.Go(func() {
 			l.send(t.Context(), fmt.Sprintf("rest-%d", client), func(event string) error {
 				a, err := s.try(t, http.MethodPost, "/v1/events", event)
@@ -106,7 +107,7 @@ func (s *system) startLoad(t *testing.T) *load {
 	}
 	l.work.Go(func() {
 		l.send(t.Context(), "kafka", func(event string) error {
-			record := &kgo.Record{Topic: s.topics.Events, Key: []byte("acme"), Value: []byte(event)}
+			record := &kgo.Record{Topic: s.topics.Events, Key: []byte(organization), Value: []byte(event)}
 			return producer.ProduceSync(t.Context(), record).FirstErr()
 		})
 	})
@@ -124,8 +125,8 @@ func (l *load) send(ctx context.Context, name string, accept func(event string) 
 			return
 		case <-tick.C:
 		}
-		id := fmt.Sprintf("%s-%d", name, i)
-		for accept(loadEvent(id)) != nil {
+		id := fmt.Sprintf("%s-%s-%d", l.organization, name, i)
+		for accept(loadEvent(l.organization, id)) != nil {
 			select {
 			case <-ctx.Done():
 				return
@@ -138,8 +139,8 @@ func (l *load) send(ctx context.Context, name string, accept func(event string) 
 	}
 }
 
-func loadEvent(id string) string {
-	return fmt.Sprintf(`{"event":"a.b","organization":"acme","id":%q,"payload":%s}`, id, loadPayload(id))
+func loadEvent(organization, id string) string {
+	return fmt.Sprintf(`{"event":"a.b","organization":%q,"id":%q,"payload":%s}`, organization, id, loadPayload(id))
 }
 
 func loadPayload(id string) string { return fmt.Sprintf(`{"from": %q, "half": 0.50}`, id) }
@@ -191,7 +192,7 @@ func (s *system) checkReceived(t *testing.T, hooks []webhook, ids []string) {
 		want := map[string]string{} // message id by body
 		for _, id := range ids {
 			body := fmt.Sprintf(`{"id":%q,"event":"a.b","payload":%s}`, id, loadPayload(id))
-			want[body] = schemas.MessageID("acme", id, hook.ID)
+			want[body] = schemas.MessageID(hook.Organization, id, hook.ID)
 		}
 		seen := map[string]bool{}
 		for _, r := range s.receiver.Requests(hook.Path) {
@@ -209,8 +210,14 @@ func (s *system) checkReceived(t *testing.T, hooks []webhook, ids []string) {
 	}
 }
 
+// sent are accepted events, each bound for each of the webhooks.
+type sent struct {
+	hooks []webhook
+	ids   []string
+}
+
 // checkDeliveries is P2: one delivery for each accepted event and webhook.
-func (s *system) checkDeliveries(t *testing.T, hooks []webhook, ids []string) {
+func (s *system) checkDeliveries(t *testing.T, all ...sent) {
 	t.Helper()
 	type pair struct{ webhook, event string }
 	count := map[pair]int{}
@@ -225,13 +232,15 @@ func (s *system) checkDeliveries(t *testing.T, hooks []webhook, ids []string) {
 		}
 		count[pair{d.WebhookID, d.EventID}]++
 	}
-	for _, hook := range hooks {
-		for _, id := range ids {
-			key := pair{hook.ID, id}
-			if count[key] != 1 {
-				t.Errorf("event %s has %d deliveries to %s, want 1", id, count[key], hook.Path)
+	for _, sent := range all {
+		for _, hook := range sent.hooks {
+			for _, id := range sent.ids {
+				key := pair{hook.ID, id}
+				if count[key] != 1 {
+					t.Errorf("event %s has %d deliveries to %s, want 1", id, count[key], hook.Path)
+				}
+				delete(count, key)
 			}
-			delete(count, key)
 		}
 	}
 	if len(count) > 0 {

@@ -12,6 +12,7 @@ import (
 	"github.com/postrider/postrider/loadtest/pipeline"
 	"github.com/postrider/postrider/loadtest/receiver"
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/kafka"
 )
 
 // TestEveryDeliveryEnds is P5: a failing target is tried on schedule, the sender's
@@ -142,12 +143,8 @@ func TestIsolation(t *testing.T) {
 	slow := s.subscribe(t, "slow", "", "/hangs", "*")
 	// An attempt that ends makes room: none does before the test is over.
 	s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+slow.ID, `{"timeout_ms":30000}`)
-	place := kgo.StickyKeyPartitioner(nil).ForTopic(s.topics.Deliveries)
-	partition := func(w webhook) int { return place.Partition(&kgo.Record{Key: []byte(w.ID)}, partitions) }
-	for quick := s.subscribe(t, "quick", "", "/answers", "*"); partition(quick) != partition(slow); {
-		s.want(t, http.StatusNoContent, http.MethodDelete, "/v1/webhooks/"+quick.ID, "")
-		quick = s.subscribe(t, "quick", "", "/answers", "*")
-	}
+	partition := partitionOf(s.topics.Deliveries, slow.ID)
+	s.subscribeIn(t, partition, "quick", "/answers")
 	const n = 2000 // more than any pool of workers holds
 	var batch []string
 	for i := range n {
@@ -166,8 +163,26 @@ func TestIsolation(t *testing.T) {
 	s.receiver.Release("/hangs")
 	s.waitQuery(t, `SELECT uniqExact(delivery_id) FROM postrider.outcomes WHERE organization = 'quick' AND result = 'delivered'`, "200")
 	for _, r := range s.readAll(t, s.topics.Deliveries) {
-		if int(r.Partition) != partition(slow) {
-			t.Fatalf("a delivery stands in partition %d, want all in %d", r.Partition, partition(slow))
+		if int(r.Partition) != partition {
+			t.Fatalf("a delivery stands in partition %d, want all in %d", r.Partition, partition)
 		}
 	}
+}
+
+// subscribeIn creates webhooks for all events until the deliveries of one stand in
+// a partition, and deletes the others.
+func (s *system) subscribeIn(t *testing.T, partition int, organization, path string) webhook {
+	t.Helper()
+	for {
+		w := s.subscribe(t, organization, "", path, "*")
+		if partitionOf(s.topics.Deliveries, w.ID) == partition {
+			return w
+		}
+		s.want(t, http.StatusNoContent, http.MethodDelete, "/v1/webhooks/"+w.ID, "")
+	}
+}
+
+// partitionOf is where a record with a key goes.
+func partitionOf(topic, key string) int {
+	return kafka.Partitioner().ForTopic(topic).Partition(&kgo.Record{Key: []byte(key)}, partitions)
 }

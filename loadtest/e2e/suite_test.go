@@ -203,7 +203,7 @@ func (s *system) want(t *testing.T, status int, method, path, body string, heade
 }
 
 // webhook is a webhook that a test has created.
-type webhook struct{ ID, Secret, Path string }
+type webhook struct{ ID, Organization, Secret, Path string }
 
 // subscribe creates a webhook of organization (and account, if given) to
 // patterns, at a path of the receiver.
@@ -218,7 +218,7 @@ func (s *system) subscribe(t *testing.T, organization, account, path string, pat
 		t.Fatal(err)
 	}
 	a := s.want(t, http.StatusCreated, http.MethodPost, "/webhook-events", string(text))
-	return webhook{ID: a.field(t, "id"), Secret: a.field(t, "secret"), Path: path}
+	return webhook{ID: a.field(t, "id"), Organization: organization, Secret: a.field(t, "secret"), Path: path}
 }
 
 // post sends a plain event by REST and returns its id.
