@@ -151,6 +151,16 @@ func (l *load) accepted() int {
 	return len(l.ids)
 }
 
+// id is that of the nth accepted event, if there is one.
+func (l *load) id(n int) (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n >= len(l.ids) {
+		return "", false
+	}
+	return l.ids[n], true
+}
+
 // progress waits until events go through everything again: at least 200 requests
 // come while at least 50 events are accepted.
 func (l *load) progress(t *testing.T) {

@@ -22,14 +22,14 @@ func TestTwoOfEach(t *testing.T) {
 	all := []*pipeline.Service{router, other, sender, s.sender}
 
 	sends, loads := s.startPairs(t)
-	s.waitPairs(t, sends)
+	s.waitPairs(t, sends, loads)
 	waitWork(t, all)
 	for _, service := range []*pipeline.Service{router, sender} {
 		service.Kill9(t)
-		s.waitPairs(t, sends)
+		s.waitPairs(t, sends, loads)
 		service.Restart(t)
 		service.WaitReady(t)
-		s.waitPairs(t, sends)
+		s.waitPairs(t, sends, loads)
 	}
 	waitWork(t, all)
 
@@ -61,15 +61,28 @@ func (s *system) startPairs(t *testing.T) (sends []sent, loads []*load) {
 	return sends, loads
 }
 
-// waitPairs waits until requests come to every webhook, and so through every partition.
-func (s *system) waitPairs(t *testing.T, sends []sent) {
+// waitPairs waits until an event of each load that is accepted from now on has come
+// to its webhook, and so through every partition.
+func (s *system) waitPairs(t *testing.T, sends []sent, loads []*load) {
 	t.Helper()
-	before := map[string]int{}
-	for _, to := range sends {
-		before[to.hooks[0].Path] = s.receiver.Count(to.hooks[0].Path)
+	from := make([]int, len(loads))
+	for i, l := range loads {
+		from[i] = l.accepted() + 10 // those before may have been under way
 	}
-	for path, n := range before {
-		s.receiver.WaitFor(t, path, n+50, 2*soon)
+	for i, l := range loads {
+		path := sends[i].hooks[0].Path
+		pipeline.Wait(t, 2*soon, "a new event at "+path, func() error {
+			id, ok := l.id(from[i])
+			if !ok {
+				return fmt.Errorf("%w: it is not accepted yet", errNotYet)
+			}
+			for _, r := range s.receiver.Requests(path) {
+				if strings.HasPrefix(string(r.Body), `{"id":"`+id+`"`) {
+					return nil
+				}
+			}
+			return fmt.Errorf("%w: event %s", errNotYet, id)
+		})
 	}
 }
 
