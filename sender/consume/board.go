@@ -29,6 +29,7 @@ type source struct {
 	tracker tracker
 	next    int64           // the offset behind the last that was polled
 	end     int64           // the log's, as far as it is known; see idle
+	unread  unread          // records not polled yet
 	queue   []*kgo.Record   // polled and not started
 	broken  map[int64]error // of records in queue that stand for what could not be read
 	bytes   int             // of queue
@@ -173,6 +174,7 @@ func (b *board) push(p place, records []*kgo.Record) {
 		if !r.Attrs.IsControl() {
 			src.queue = append(src.queue, r)
 			src.bytes += len(r.Value)
+			src.unread.read(r.Offset)
 		}
 	}
 }
@@ -409,6 +411,8 @@ func (b *board) outstanding() bool {
 type snapshot struct {
 	running, waiting, partitions int
 	inFlight                     int64
+	breakers                     int       // open
+	waits                        []waits   // by tier, held last
 	oldest                       time.Time // when the oldest record that is not finished was written; zero if there is none
 }
 
@@ -416,7 +420,18 @@ func (b *board) snapshot() snapshot {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := snapshot{running: b.running, waiting: b.waiting, partitions: len(b.sources), inFlight: b.inFlight}
+	for _, l := range b.lanes {
+		if l.breaker.open() {
+			s.breakers++
+		}
+	}
+	s.waits = make([]waits, len(b.effects.topics.Retry)+1)
 	for _, src := range b.sources {
+		if src.tier != noTier {
+			s.waits[src.tier].add(src)
+		} else if src.held {
+			s.waits[len(s.waits)-1].add(src)
+		}
 		at := src.tracker.oldest()
 		if at.IsZero() && len(src.queue) > 0 {
 			at = src.queue[0].Timestamp

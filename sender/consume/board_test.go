@@ -175,7 +175,7 @@ func startStage(t *testing.T, budget int64) *stage {
 	s := &stage{board: b, now: time.Unix(1_700_000_000, 0), offsets: make(map[string]int64)}
 	places := []place{{topics.Deliveries, 0}, {topics.Retry[0], 0}}
 	b.assign(places, "member", 1)
-	b.stated(b.assignments, nil)
+	b.stated(b.assignments, nil, s.now)
 	for _, p := range places {
 		if err := b.restore(p, 0, ""); err != nil {
 			t.Fatal(err)
@@ -189,7 +189,7 @@ func TestTierIsIdleWhicheverIsKnownFirst(t *testing.T) {
 	s := startStage(t, 64<<20)
 	tier := place{s.effects.topics.Retry[0], 0}
 	s.assign([]place{tier}, "member", 2)
-	s.stated(s.assignment(), nil)
+	s.stated(s.assignment(), nil, s.now)
 	at := kafka.Place{Topic: tier.topic}
 	s.logEnds(s.assignment(), map[kafka.Place]int64{at: 0}, map[kafka.Place]int64{at: 7})
 	s.settle()
@@ -304,6 +304,38 @@ func TestTierIsFirstInFirstOut(t *testing.T) {
 	if want := s.effects.topics.Retry[3]; hop.Topic != want || hop.Partition != 0 || !hop.Timestamp.Equal(s.now) { // of 7.7 s
 		t.Errorf("hopped to %s at %v, want %s at %v", hop.Topic, hop.Timestamp, want, s.now)
 	}
+}
+
+func TestWhatWaitsIsCounted(t *testing.T) {
+	s := startStage(t, 64<<20)
+	tier := place{s.effects.topics.Retry[5], 0}
+	s.assign([]place{tier}, "member", 2)
+	s.stated(s.assignment(), nil, s.now)
+	if err := s.restore(tier, 10, ""); err != nil {
+		t.Fatal(err)
+	}
+	at := kafka.Place{Topic: tier.topic}
+	s.logEnds(s.assignment(), map[kafka.Place]int64{at: 0}, map[kafka.Place]int64{at: 15})
+	check := func(when string, count int, due time.Time) {
+		t.Helper()
+		if got := s.snapshot().waits[5]; got.count != count || !got.due.Equal(due) {
+			t.Errorf("%s: %d wait, the first until %v; want %d until %v", when, got.count, got.due, count, due)
+		}
+	}
+	check("at first", 5, time.Time{})
+	due := s.now.Add(30 * time.Second).Truncate(time.Millisecond)
+	s.offsets[tier.topic] = 10
+	s.poll(tier.topic, "w", 2, func(d *schemas.Delivery) {
+		d.ID, d.DueAt = schemas.DeliveryID{Topic: [16]byte{1}, Offset: 7}, due
+	})
+	check("two polled", 5, due)
+	s.wrote(batch{results: []result{{records: []*kgo.Record{{Topic: tier.topic, Offset: 16}, {Topic: tier.topic, Offset: 17}}}}}, s.now)
+	check("two written", 7, due)
+	s.offsets[tier.topic] = 16
+	s.poll(tier.topic, "w", 1, func(d *schemas.Delivery) {
+		d.ID, d.DueAt = schemas.DeliveryID{Topic: [16]byte{1}, Offset: 8}, due.Add(time.Second)
+	})
+	check("one of these polled", 7, due)
 }
 
 func TestResultsOfPartitionsGivenUpAreDropped(t *testing.T) {

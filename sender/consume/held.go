@@ -21,7 +21,7 @@ const (
 	heldSkew = 10 * time.Minute
 )
 
-// pass lets everything that was written until now be looked at again. at is now, or later.
+// pass lets everything that was written before at be looked at again, and of the same millisecond.
 func (src *source) pass(at time.Time) {
 	if at.Before(src.passAt) {
 		at = src.passAt
@@ -34,7 +34,8 @@ func (src *source) pass(at time.Time) {
 // rests returns until when a held record rests, zero if it does not.
 func (src *source) rests(r *kgo.Record, now time.Time) (until time.Time) {
 	until = r.Timestamp.Add(heldRest)
-	if r.Timestamp.Before(src.passAt) || !now.Before(until) {
+	ahead := r.Timestamp.After(now.Add(time.Millisecond)) // by the clock of another sender
+	if r.Timestamp.Before(src.passAt) || !now.Before(until) || ahead {
 		return time.Time{}
 	}
 	return until
@@ -42,7 +43,7 @@ func (src *source) rests(r *kgo.Record, now time.Time) (until time.Time) {
 
 // stated says that what is in webhook-states is known as of an assignment, and
 // when a webhook of each partition was resumed last.
-func (b *board) stated(assignment int, resumed map[int32]time.Time) {
+func (b *board) stated(assignment int, resumed map[int32]time.Time, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if assignment != b.assignments {
@@ -51,7 +52,10 @@ func (b *board) stated(assignment int, resumed map[int32]time.Time) {
 	b.known = assignment
 	for _, src := range b.sources {
 		if at, was := resumed[src.partition]; was && src.held {
-			src.pass(at.Add(heldSkew))
+			if at = at.Add(heldSkew); at.After(now) {
+				at = now
+			}
+			src.pass(at)
 		}
 		b.listLocked(src)
 	}

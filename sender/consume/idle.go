@@ -50,6 +50,9 @@ func (b *board) logEnds(assignment int, starts, ends map[kafka.Place]int64) {
 			continue
 		}
 		src.next = max(src.next, starts[at]) // retention has removed what was before
+		if !src.unread.known {
+			src.unread = unread{known: true, begun: end, next: src.next}
+		}
 		switch {
 		case end < src.next:
 			// The log was cut, or has grown since it was asked: fetching finds out which.
@@ -73,7 +76,11 @@ func (b *board) wrote(t batch, now time.Time) {
 			if src != nil && src.held && !b.table.bounds(string(record.Key)).idle {
 				src.pass(now)
 			}
-			if src == nil || record.Offset >= 0 && record.Offset < src.end {
+			if src == nil {
+				continue
+			}
+			src.unread.wrote(record.Offset)
+			if record.Offset >= 0 && record.Offset < src.end {
 				continue
 			}
 			if src.end = record.Offset + 1; record.Offset < 0 { // acknowledged as a repetition: it is there, nobody says where

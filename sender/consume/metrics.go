@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/postrider/postrider/schemas"
 )
 
 // metrics are the consumer's. Labels are from closed sets.
@@ -72,6 +74,17 @@ func newMetrics(registry prometheus.Registerer, c *Consumer) *metrics {
 		gauge("postrider_sender_partitions", "Partitions worked, over all topics of deliveries.", func() float64 {
 			return float64(c.snapshot().partitions)
 		}),
+		gauge("postrider_sender_breakers_open", "Webhooks whose targets are not asked now, as they failed too often.", func() float64 {
+			return float64(c.snapshot().breakers)
+		}),
+		&waiting{
+			consumer: c,
+			count: prometheus.NewDesc("postrider_sender_waiting_deliveries",
+				"Deliveries that wait in a retry tier, or held. Of those written before the partitions were assigned, transaction markers are counted too.",
+				[]string{"tier"}, nil),
+			due: prometheus.NewDesc("postrider_sender_waiting_oldest_due_timestamp_seconds",
+				"When the first delivery of a retry tier is due, in seconds since 1970; 0 if none waits.", []string{"tier"}, nil),
+		},
 		gauge("postrider_oldest_unfinished_seconds", "Age of the oldest delivery this sender works that has no end yet.", func() float64 {
 			if oldest := c.snapshot().oldest; !oldest.IsZero() {
 				return max(0, time.Since(oldest).Seconds())
@@ -80,6 +93,38 @@ func newMetrics(registry prometheus.Registerer, c *Consumer) *metrics {
 		}),
 	)
 	return m
+}
+
+// waiting shows what waits in each tier.
+type waiting struct {
+	consumer   *Consumer
+	count, due *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (w *waiting) Describe(descs chan<- *prometheus.Desc) {
+	descs <- w.count
+	descs <- w.due
+}
+
+// Collect implements prometheus.Collector.
+func (w *waiting) Collect(metrics chan<- prometheus.Metric) {
+	found := w.consumer.snapshot().waits
+	for tier := range found {
+		name := "held"
+		if tier < len(found)-1 {
+			name = schemas.DelayName(schemas.RetryDelays()[tier])
+		}
+		metrics <- prometheus.MustNewConstMetric(w.count, prometheus.GaugeValue, float64(found[tier].count), name)
+		if name == "held" {
+			continue
+		}
+		due := 0.0
+		if at := found[tier].due; !at.IsZero() {
+			due = float64(at.UnixMilli()) / 1000
+		}
+		metrics <- prometheus.MustNewConstMetric(w.due, prometheus.GaugeValue, due, name)
+	}
 }
 
 func gauge(name, help string, f func() float64) prometheus.Collector {

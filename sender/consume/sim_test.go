@@ -98,7 +98,7 @@ func (s *sim) assign() {
 		}
 		s.polled[p] = int(at.offset)
 	}
-	s.board.stated(s.board.assignment(), s.webhooks.resumed(s.partitions))
+	s.board.stated(s.board.assignment(), s.webhooks.resumed(s.partitions), s.clock())
 }
 
 // rebalance takes all partitions away and gives them back; what runs then comes to nothing.

@@ -109,7 +109,7 @@ func (s *session) learnStates(ctx context.Context) {
 			}
 			continue
 		}
-		s.board.stated(assignment, s.webhooks.resumed(s.partitions))
+		s.board.stated(assignment, s.webhooks.resumed(s.partitions), s.clock())
 		wake(s.kick)
 	}
 }

@@ -1,0 +1,53 @@
+package consume
+
+import (
+	"time"
+
+	"github.com/postrider/postrider/schemas"
+)
+
+// unread counts the records of a log that were not polled yet. Of those that were
+// there at the assignment only offsets are known, among which are the markers of
+// transactions; those that this member writes are counted.
+type unread struct {
+	known   bool
+	begun   int64 // the log's end at the assignment
+	next    int64 // the offset behind the last one polled that is before it
+	written int   // at or behind it, and not polled
+}
+
+func (u *unread) wrote(offset int64) {
+	if u.known && (offset < 0 || offset >= u.begun) {
+		u.written++
+	}
+}
+
+func (u *unread) read(offset int64) {
+	switch {
+	case !u.known:
+	case offset < u.begun:
+		u.next = offset + 1
+	case u.written > 0:
+		u.written--
+	}
+}
+
+func (u *unread) count() int { return int(max(0, u.begun-u.next)) + u.written }
+
+// waits is how many deliveries wait in a tier, or held, and when the first of them
+// is due, as far as their partitions' first records say; held has no due time.
+type waits struct {
+	count int
+	due   time.Time // zero: none waits, or it is not known
+}
+
+func (w *waits) add(src *source) {
+	w.count += src.unread.count() + len(src.queue)
+	if len(src.queue) == 0 {
+		return
+	}
+	d, err := schemas.DecodeDelivery(src.queue[0], [16]byte{})
+	if err == nil && !d.DueAt.IsZero() && (w.due.IsZero() || d.DueAt.Before(w.due)) {
+		w.due = d.DueAt
+	}
+}
