@@ -16,11 +16,13 @@ import (
 const (
 	defaultConcurrency = 32
 	maxConcurrency     = 512 // connections to a host, of deliver
+
+	defaultDisableAfter = 5 * 24 * time.Hour
 )
 
 // Config is what a sender needs to know. Register fills it from settings;
-// whoever makes one itself may leave Concurrency, InFlight, Drain and
-// RetrySchedule zero for their defaults.
+// whoever makes one itself may leave Concurrency, InFlight, Drain, DisableAfter
+// and RetrySchedule zero for their defaults.
 type Config struct {
 	Kafka    kafka.Config
 	Audit    audit.Config // its Kafka and Instance are set by Run
@@ -38,6 +40,8 @@ type Config struct {
 	Concurrency int
 	// InFlight bounds the memory of deliveries that are started and not committed.
 	InFlight int64
+	// DisableAfter is how long all attempts of a webhook have failed when it is disabled.
+	DisableAfter time.Duration
 	// Drain is how long a stopping sender waits for what it has started.
 	Drain time.Duration
 }
@@ -58,6 +62,9 @@ func (c *Config) Register(s *process.Settings) {
 	process.Between(s, &c.Concurrency, "webhook-concurrency", 1, maxConcurrency)
 	s.Bytes(&c.InFlight, "in-flight", "64MiB", "memory for deliveries that are being attempted or committed")
 	process.Between(s, &c.InFlight, "in-flight", 4<<20, 64<<30)
+	s.Duration(&c.DisableAfter, "disable-after", defaultDisableAfter,
+		"how long a webhook's attempts have all failed, twenty at least, when it is disabled")
+	process.Between(s, &c.DisableAfter, "disable-after", time.Second, 365*24*time.Hour)
 	s.Duration(&c.Drain, "drain", 20*time.Second, "how long a stopping sender waits for the attempts it has started")
 	process.Between(s, &c.Drain, "drain", 0, 10*time.Minute)
 
@@ -96,6 +103,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.InFlight == 0 {
 		c.InFlight = 64 << 20
+	}
+	if c.DisableAfter == 0 {
+		c.DisableAfter = defaultDisableAfter
 	}
 	if c.Drain == 0 {
 		c.Drain = 20 * time.Second

@@ -39,7 +39,7 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 	consumer, err := consume.New(consume.Config{
 		Kafka: cfg.Kafka, Instance: cfg.Instance, StartAt: cfg.StartAt,
 		Schedule: cfg.RetrySchedule, KeyRing: ring,
-		Concurrency: cfg.Concurrency, InFlight: cfg.InFlight, Drain: cfg.Drain,
+		Concurrency: cfg.Concurrency, InFlight: cfg.InFlight, Drain: cfg.Drain, DisableAfter: cfg.DisableAfter,
 	}, client, p)
 	if err != nil {
 		return fmt.Errorf("starting sender: %w", err)

@@ -32,11 +32,11 @@ func parse(args ...string) (sender.Config, error) {
 
 func TestBadSettingsAreToldAtOnce(t *testing.T) {
 	_, err := parse("--key-ring=short", "--allow-targets=10.0.0.0/99", "--retry-schedule=0s,5m", "--instance=a b",
-		"--webhook-concurrency=0", "--in-flight=1KiB", "--start-at=tomorrow")
+		"--webhook-concurrency=0", "--in-flight=1KiB", "--disable-after=0s", "--start-at=tomorrow")
 	if _, bad := errors.AsType[*process.SettingsError](err); !bad {
 		t.Fatalf("error %v, want a SettingsError", err)
 	}
-	for _, name := range []string{"key-ring", "allow-targets", "retry-schedule", "instance", "webhook-concurrency", "in-flight", "start-at"} {
+	for _, name := range []string{"key-ring", "allow-targets", "retry-schedule", "instance", "webhook-concurrency", "in-flight", "disable-after", "start-at"} {
 		if !strings.Contains(err.Error(), "--"+name) {
 			t.Errorf("%q is not told: %v", name, err)
 		}

@@ -21,23 +21,7 @@ func TestEveryDeliveryEndsOnce(t *testing.T) {
 		s := startSim(t, 2)
 		s.cfg.Schedule = retry.Schedule{time.Second, 5 * time.Second, 40 * time.Second}
 		s.join()
-		seed := rapid.Uint64().Draw(rt, "targets")
-		s.target = func(*item) (time.Duration, deliver.Verdict) {
-			seed = seed*6364136223846793005 + 1442695040888963407
-			took := time.Duration(seed>>33%1000) * time.Millisecond
-			switch kind := seed >> 60; {
-			case kind < 6:
-				return took, well
-			case kind < 10:
-				return took, failing
-			case kind < 13:
-				return 15 * time.Second, overloaded
-			case kind < 15:
-				return took, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonStatus, Health: deliver.Overloaded, Wait: 3 * time.Second}
-			default:
-				return took, deliver.Verdict{Action: deliver.Final, Reason: deliver.ReasonFinalStatus, Health: deliver.Answering}
-			}
-		}
+		s.target = moody(rapid.Uint64().Draw(rt, "targets"))
 		id := func() string { return fmt.Sprint(rapid.IntRange(0, webhooks-1).Draw(rt, "webhook")) }
 		pause := func(id string, paused bool) {
 			s.webhook(t, id, func(w *schemas.Webhook) {
@@ -83,6 +67,26 @@ func TestEveryDeliveryEndsOnce(t *testing.T) {
 		s.run(t, s.now.Add(3*time.Hour), nil)
 		s.check(rt, made)
 	})
+}
+
+// moody is a target that answers as it likes, the same for the same seed.
+func moody(seed uint64) func(*item) (time.Duration, deliver.Verdict) {
+	return func(*item) (time.Duration, deliver.Verdict) {
+		seed = seed*6364136223846793005 + 1442695040888963407
+		took := time.Duration(seed>>33%1000) * time.Millisecond
+		switch kind := seed >> 60; {
+		case kind < 6:
+			return took, well
+		case kind < 10:
+			return took, failing
+		case kind < 13:
+			return 15 * time.Second, overloaded
+		case kind < 15:
+			return took, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonStatus, Health: deliver.Overloaded, Wait: 3 * time.Second}
+		default:
+			return took, deliver.Verdict{Action: deliver.Final, Reason: deliver.ReasonFinalStatus, Health: deliver.Answering}
+		}
+	}
 }
 
 // check holds every delivery made to one end, after attempts that are counted without a gap.

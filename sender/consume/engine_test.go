@@ -9,21 +9,21 @@ import (
 	"github.com/postrider/postrider/sender/deliver"
 )
 
-// feed delivers n times a second to a webhook, up to a moment.
-func (s *sim) feed(id string, n int, until time.Time) func() {
+// feed delivers n times a second to webhook w, up to a moment.
+func (s *sim) feed(n int, until time.Time) func() {
 	began, fed := s.now, 0
 	return func() {
 		if s.now.After(until) {
 			return
 		}
 		for ; fed < int(s.now.Sub(began).Seconds()*float64(n)); fed++ {
-			s.deliver(id, 1)
+			s.deliver("w", 1)
 		}
 	}
 }
 
 func TestBreakerSparesADeadTargetAndComesBackGently(t *testing.T) {
-	const rate = 400
+	const rate = 100
 	s := startSim(t, 1)
 	s.webhook(t, "w", nil)
 	dead, again := s.now.Add(10*time.Second), s.now.Add(70*time.Second)
@@ -33,7 +33,7 @@ func TestBreakerSparesADeadTargetAndComesBackGently(t *testing.T) {
 		}
 		return time.Millisecond, failing
 	}
-	s.run(t, again.Add(time.Minute), s.feed("w", rate, again.Add(50*time.Second)))
+	s.run(t, again.Add(time.Minute), s.feed(rate, again.Add(50*time.Second)))
 
 	var asked int // once it has been dead for long enough to be known for it
 	var back time.Time
@@ -73,7 +73,7 @@ func TestBreakerLetsTheLastOfAScheduleGo(t *testing.T) {
 	s.webhook(t, "w", func(w *schemas.Webhook) { w.RetrySchedule = []string{"20s"} })
 	s.target = func(*item) (time.Duration, deliver.Verdict) { return time.Millisecond, failing }
 	from := s.now
-	s.run(t, s.now.Add(2*time.Minute), s.feed("w", 10, s.now.Add(30*time.Second)))
+	s.run(t, s.now.Add(2*time.Minute), s.feed(10, s.now.Add(30*time.Second)))
 	var last int
 	for _, at := range s.requests["w"] {
 		if at.Sub(from) > breakerAfter+time.Second {
@@ -105,7 +105,7 @@ func TestOverloadedTargetIsAskedLess(t *testing.T) {
 		}
 		return 100 * time.Millisecond, v
 	}
-	s.run(t, quiet.Add(5*time.Second), s.feed("w", 1000, quiet.Add(5*time.Second)))
+	s.run(t, quiet.Add(5*time.Second), s.feed(1000, quiet.Add(5*time.Second)))
 	if most > 2 {
 		t.Errorf("%d requests at once of a target that says 429, want at most 2", most)
 	}
@@ -116,7 +116,7 @@ func TestOverloadedTargetIsAskedLess(t *testing.T) {
 		return time.Millisecond, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonStatus, Health: deliver.Overloaded, Wait: 20 * time.Second}
 	}
 	from := s.now
-	s.run(t, from.Add(19*time.Second), s.feed("w", 100, from.Add(19*time.Second)))
+	s.run(t, from.Add(19*time.Second), s.feed(100, from.Add(19*time.Second)))
 	if n := len(s.requests["w"]); n > firstPlaces {
 		t.Errorf("%d requests within the 20 s of its Retry-After, want those that ran", n)
 	}

@@ -61,7 +61,14 @@ func newMetrics(registry prometheus.Registerer, c *Consumer) *metrics {
 			Help: "Webhooks disabled for what their targets did: gone (410), unwanted (they asked for it), failing.",
 		}, []string{"reason"}),
 	}
-	registry.MustRegister(m.disabled, m.attempts, m.transactions, m.duration, m.badWebhooks, m.parked, m.rejected, m.removed, m.assignments,
+	registry.MustRegister(m.disabled, m.attempts, m.transactions, m.duration, m.badWebhooks, m.parked, m.rejected, m.removed, m.assignments)
+	registry.MustRegister(gauges(c)...)
+	return m
+}
+
+// gauges show the session that runs.
+func gauges(c *Consumer) []prometheus.Collector {
+	return []prometheus.Collector{
 		gauge("postrider_sender_attempts_running", "Attempts being made.", func() float64 {
 			return float64(c.snapshot().running)
 		}),
@@ -91,8 +98,7 @@ func newMetrics(registry prometheus.Registerer, c *Consumer) *metrics {
 			}
 			return 0
 		}),
-	)
-	return m
+	}
 }
 
 // waiting shows what waits in each tier.

@@ -26,7 +26,8 @@ type sim struct {
 	now        time.Time
 	partitions int
 	logs       map[place][]*kgo.Record
-	polled     map[place]int // of logs, given to the board
+	polled     map[place]int      // of logs, given to the board
+	behind     map[place]struct{} // those of which there is more to give
 	committed  map[place]mark
 	flights    []flight // attempts that run, by their end
 	nextCommit time.Time
@@ -86,17 +87,18 @@ func (s *sim) assign() {
 	var places []place
 	for _, topic := range s.topics.Sources() {
 		for p := range s.partitions {
-			places = append(places, place{topic, int32(p)}) //nolint:gosec // a few
+			places = append(places, place{topic, int32(p)})
 		}
 	}
 	s.board.assign(places, "member", 1)
-	s.polled = make(map[place]int)
+	s.polled, s.behind = make(map[place]int), make(map[place]struct{})
 	for _, p := range places {
 		at := s.committed[p]
 		if err := s.board.restore(p, at.offset, at.text); err != nil {
 			panic(err)
 		}
 		s.polled[p] = int(at.offset)
+		s.behind[p] = struct{}{}
 	}
 	s.board.stated(s.board.assignment(), s.webhooks.resumed(s.partitions), s.clock())
 }
@@ -159,6 +161,9 @@ func (s *sim) write(r *kgo.Record) {
 	}
 	r.Timestamp = r.Timestamp.Truncate(time.Millisecond)
 	s.logs[p] = append(s.logs[p], r)
+	if _, worked := s.polled[p]; worked {
+		s.behind[p] = struct{}{}
+	}
 }
 
 // commit commits what is finished, as session.commitLocked does.
@@ -181,9 +186,11 @@ func (s *sim) commit() {
 }
 
 func (s *sim) poll() {
-	for p, from := range s.polled {
-		src := s.board.sources[p]
-		if records := s.logs[p]; from < len(records) && !src.paused {
+	for p := range s.behind {
+		records, from := s.logs[p], s.polled[p]
+		if from == len(records) {
+			delete(s.behind, p)
+		} else if !s.board.sources[p].paused {
 			to := min(len(records), from+500)
 			s.board.push(p, records[from:to])
 			s.polled[p] = to
@@ -193,6 +200,7 @@ func (s *sim) poll() {
 
 // begin makes attempts; those aside are at an end at once.
 func (s *sim) begin(t *testing.T, items []*item) {
+	t.Helper()
 	for len(items) > 0 {
 		it := items[0]
 		items = items[1:]
@@ -211,6 +219,7 @@ func (s *sim) begin(t *testing.T, items []*item) {
 
 // land ends attempts whose time has come.
 func (s *sim) land(t *testing.T) {
+	t.Helper()
 	for len(s.flights) > 0 && !s.flights[0].ends.After(s.now) {
 		f := s.flights[0]
 		s.flights = s.flights[1:]
@@ -260,8 +269,8 @@ func (s *sim) run(t *testing.T, until time.Time, each func()) {
 
 // unread reports whether the board would take more of a log.
 func (s *sim) unread() bool {
-	for p, from := range s.polled {
-		if from < len(s.logs[p]) && !s.board.sources[p].paused {
+	for p := range s.behind {
+		if s.polled[p] < len(s.logs[p]) && !s.board.sources[p].paused {
 			return true
 		}
 	}

@@ -160,12 +160,12 @@ func TestStatesAreKeptOnlyOfWhatFailsForLong(t *testing.T) {
 		return time.Millisecond, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonStatus, Health: deliver.Answering}
 	}
 	states := place{s.topics.WebhookStates, 0}
-	s.run(t, began.Add(4*time.Minute), s.feed("w", 5, began.Add(4*time.Minute)))
+	s.run(t, began.Add(4*time.Minute), s.feed(5, began.Add(4*time.Minute)))
 	if n := len(s.logs[states]); n != 0 {
 		t.Errorf("%d states written of a target that takes every second delivery, want none", n)
 	}
 	s.now = began.Add(5 * time.Minute)
-	s.run(t, began.Add(20*time.Minute), s.feed("w", 5, began.Add(20*time.Minute)))
+	s.run(t, began.Add(20*time.Minute), s.feed(5, began.Add(20*time.Minute)))
 	if n := len(s.logs[states]); n == 0 || n > leastAttempts+1 {
 		t.Errorf("%d states written of one that fails, want from 1 to %d", n, leastAttempts+1)
 	}

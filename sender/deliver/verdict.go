@@ -238,7 +238,7 @@ func statusHealth(status int) Health {
 
 // health is that of a target of which no answer came.
 func (r Reason) health() Health {
-	switch r { //nolint:exhaustive // what needs no target is said, and all else is a failing one
+	switch r {
 	case ReasonInvalidTarget, ReasonNoSecret:
 		return Unasked
 	case ReasonTimeout, ReasonConnectTimeout, ReasonTLSTimeout, ReasonDNSTimeout:
