@@ -141,6 +141,7 @@ func New(cfg Config) *Client {
 			RootCAs:            cfg.RootCAs,
 			NextProtos:         []string{"http/1.1"},
 			ClientSessionCache: tls.NewLRUClientSessionCache(1024),
+			VerifyConnection:   checkChain,
 		},
 		conns:     newPool(cfg.MaxConnsPerHost, cfg.IdleTimeout),
 		exchanges: sync.Pool{New: func() any { return newExchange() }},
@@ -183,13 +184,6 @@ func (c *Client) attempt(ctx context.Context, r *Request, a *Attempt) error {
 	if err != nil {
 		return err
 	}
-	x := c.exchanges.Get().(*exchange)
-	defer func() {
-		x.reset()
-		c.exchanges.Put(x)
-	}()
-	x.prepare(to, r, c.userAgent, a.StartedAt)
-
 	deadline := a.StartedAt.Add(r.Timeout)
 	reused := cn != nil
 	for {
@@ -199,7 +193,7 @@ func (c *Client) attempt(ctx context.Context, r *Request, a *Attempt) error {
 				return err
 			}
 		}
-		again, err := x.run(ctx, cn, deadline, a)
+		again, stale, err := c.exchange(ctx, cn, to, r, deadline, a)
 		if err == nil && again {
 			c.conns.put(to.key, cn)
 			return nil
@@ -208,12 +202,25 @@ func (c *Client) attempt(ctx context.Context, r *Request, a *Attempt) error {
 		// The server may have closed an idle connection just as we took it. If it
 		// sent nothing, once more on a fresh one; in the worst case it has read
 		// the request and sees the same webhook-id twice.
-		if err == nil || !reused || !x.stale(err) || ctx.Err() != nil {
+		if err == nil || !reused || !stale || ctx.Err() != nil {
 			c.conns.drop(to.key)
 			return err
 		}
 		reused, cn = false, nil
 	}
+}
+
+// exchange sends the request on cn and reads the answer. Its memory is taken only
+// now: before, TLS's handshake may need as much.
+func (c *Client) exchange(ctx context.Context, cn *conn, to *endpoint, r *Request, deadline time.Time, a *Attempt) (again, stale bool, err error) {
+	x := c.exchanges.Get().(*exchange)
+	defer func() {
+		x.reset()
+		c.exchanges.Put(x)
+	}()
+	x.prepare(to, r, c.userAgent, a.StartedAt)
+	again, err = x.run(ctx, cn, deadline, a)
+	return again, err != nil && x.stale(err), err
 }
 
 // checkSecrets refuses what would make a signature that anyone can forge.

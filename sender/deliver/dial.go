@@ -16,6 +16,14 @@ const (
 	maxAddresses = 4
 	// minConnectTime is given to each address as long as the deadline lasts.
 	minConnectTime = 2 * time.Second
+
+	// maxBarren bytes of TLS may come in a handshake, and between two pieces of a
+	// response: two records.
+	maxBarren = 32 << 10
+	// maxCertificates in a chain, and their bytes: those of public authorities have
+	// two to five in 3 to 10 KiB.
+	maxCertificates = 10
+	maxChain        = 12 << 10
 )
 
 // Resolver turns names into addresses; *net.Resolver is one.
@@ -32,7 +40,10 @@ type dialError struct {
 func (e *dialError) Error() string { return string(e.reason) + ": " + e.cause.Error() }
 func (e *dialError) Unwrap() error { return e.cause }
 
-var errForbidden = errors.New("the name resolves to a forbidden address")
+var (
+	errForbidden  = errors.New("the name resolves to a forbidden address")
+	errTooMuchTLS = errors.New("the peer's certificates or tickets are over the limit")
+)
 
 // dial makes a connection to a target: the name is resolved once, every answer
 // checked, and one of those very addresses dialled (P8).
@@ -53,14 +64,46 @@ func (c *Client) dial(ctx context.Context, to *endpoint, deadline time.Time, a *
 	began := time.Now()
 	cfg := c.tls.Clone()
 	cfg.ServerName = to.Host
-	secured := tls.Client(raw, cfg)
+	metered := &meteredConn{Conn: raw, left: maxBarren}
+	secured := tls.Client(metered, cfg)
 	err = secured.HandshakeContext(ctx)
 	a.TLS = time.Since(began)
 	if err != nil {
 		_ = raw.Close()
 		return nil, &dialError{orTimeout(ctx, err, ReasonTLSFailed, ReasonTLSTimeout), err}
 	}
-	return &conn{Conn: secured, raw: raw}, nil
+	metered.left = maxBarren
+	return &conn{Conn: secured, raw: raw, metered: metered}, nil
+}
+
+// checkChain refuses what no authority's chain looks like: each certificate is
+// kept as long as the connection, at six times its size or more.
+func checkChain(s tls.ConnectionState) error {
+	size := 0
+	for _, cert := range s.PeerCertificates {
+		size += len(cert.Raw)
+	}
+	if len(s.PeerCertificates) > maxCertificates || size > maxChain {
+		return errTooMuchTLS
+	}
+	return nil
+}
+
+// meteredConn is below the TLS. crypto/tls would take in 256 KiB of certificates
+// and 64 KiB of a ticket at any time, and copies of both: here it ends at what is left.
+type meteredConn struct {
+	net.Conn
+
+	left int // of bytes until the next that are the response's; only who reads changes it
+}
+
+func (m *meteredConn) Read(p []byte) (int, error) {
+	if m.left <= 0 {
+		return 0, errTooMuchTLS
+	}
+	n, err := m.Conn.Read(p[:min(len(p), m.left)])
+	m.left -= n
+	return n, err
 }
 
 // resolve returns at most four addresses, all allowed.

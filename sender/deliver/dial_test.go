@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +29,9 @@ func TestTLS(t *testing.T) {
 	ca, other := newAuthority(t), newAuthority(t)
 	now := time.Now()
 	good := ca.issue(t, "hooks.example.com", now.Add(time.Hour))
+	long, large := good, good
+	long.Certificate = slices.Repeat(good.Certificate, maxCertificates+1)
+	large.Certificate = append(slices.Clone(good.Certificate), ca.issue(t, strings.Repeat("x", maxChain), now).Certificate...)
 	tests := []struct {
 		name   string
 		server *tls.Config
@@ -40,6 +44,8 @@ func TestTLS(t *testing.T) {
 		{"expired", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{ca.issue(t, "hooks.example.com", now.Add(-time.Hour))}}, 0, ReasonTLSFailed},
 		{"wrong name", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{ca.issue(t, "example.com", now.Add(time.Hour))}}, 0, ReasonTLSFailed},
 		{"unknown authority", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{other.issue(t, "hooks.example.com", now.Add(time.Hour))}}, 0, ReasonTLSFailed},
+		{"more certificates than a chain has", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{long}}, 0, ReasonTLSFailed},
+		{"larger certificates than a chain has", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{large}}, 0, ReasonTLSFailed},
 		{"wants a client's certificate", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS12}, 0, ReasonTLSFailed},
 	}
 	for _, tt := range tests {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http/httputil"
 	"strconv"
 	"strings"
 	"time"
@@ -16,15 +17,21 @@ import (
 	"github.com/postrider/postrider/schemas"
 )
 
-// Memory of an attempt: 16 KiB each for reader, head and kept body, 4 KiB each for
-// writer and spill, at most 32 KiB copied out, TLS's records of 16 KiB each way:
-// 120 KiB, under the 128 KiB allowed.
+// Memory of an attempt: 16 KiB for the reader, as much for a head as fasthttp parses
+// it, 4 KiB each for writer and spill, at most 32 KiB for the response that is kept,
+// some 40 KiB for TLS: under the 128 KiB allowed. It is measured in loadtest/hostile.
 const (
 	// maxHead is the reader's size, and so the longest head of a response.
-	maxHead    = 16 << 10
+	maxHead = 16 << 10
+	// maxFields in a head. Each costs fasthttp 80 bytes and more, be it of four.
+	maxFields  = 128
 	maxKept    = schemas.MaxResponseBody
 	writerSize = 4 << 10
 	spillSize  = 4 << 10
+	// minBodyRead and firstBodyRead are room for a body of which nothing was read yet:
+	// beside the head, and once there was none left there.
+	minBodyRead   = 512
+	firstBodyRead = 4 << 10
 	// maxRead bounds all bytes read in an attempt, framing included. What a target
 	// answers beyond it interests nobody; its connection is given up.
 	maxRead = 128 << 10
@@ -34,6 +41,7 @@ const (
 
 var (
 	errReadLimit = errors.New("the response is over the limit")
+	errHeadLimit = errors.New("the response's head is over the limit")
 	errNotHTTP   = errors.New("the response is not HTTP")
 	errInterim   = errors.New("too many 1xx responses")
 )
@@ -45,8 +53,8 @@ type exchange struct {
 	br    *bufio.Reader
 	bw    *bufio.Writer
 	value []byte // a header's value while it is made
-	head  []byte // the final head; at most maxHead
-	kept  [maxKept]byte
+	kept  []byte // the final head, at most maxHead, and the body's first maxKept: the attempt's, never used again
+	body  io.LimitedReader
 	spill [spillSize]byte
 
 	conn        *conn
@@ -69,7 +77,7 @@ func (x *exchange) reset() {
 	x.req.Reset()
 	x.resp.Reset()
 	x.bw.Reset(nil)
-	x.conn = nil
+	x.conn, x.kept = nil, nil
 }
 
 // prepare makes the request. fasthttp's URI parser takes no part: it would mend
@@ -155,13 +163,15 @@ func (x *exchange) sendAndRead(a *Attempt) error {
 	case DirectiveDisable:
 		a.Directive = DirectiveDisable
 	}
-	body := x.readBody(a)
-	kept := make([]byte, len(x.head)+len(body))
-	n := copy(kept, x.head)
-	copy(kept[n:], body)
-	a.ResponseHead, a.ResponseBody = kept[:n:n], kept[n:]
+	length, last := x.resp.Header.ContentLength(), x.resp.ConnectionClose()
+	n := len(x.kept)
+	if n > writerSize {
+		x.resp = fasthttp.Response{} // it holds as much again, while the body may take its time
+	}
+	x.readBody(a, length)
+	a.ResponseHead, a.ResponseBody = x.kept[:n:n], x.kept[n:]
 	// Bytes beyond the response belong to nothing that was asked.
-	x.keepAlive = a.BodyReason == "" && a.StatusCode >= 200 && !x.resp.ConnectionClose() && x.br.Buffered() == 0
+	x.keepAlive = a.BodyReason == "" && a.StatusCode >= 200 && !last && x.br.Buffered() == 0
 	return nil
 }
 
@@ -177,7 +187,7 @@ func (x *exchange) readHead() error {
 		if err != nil {
 			return errNotHTTP // the head was whole, so it is the parser's own; its text holds the peer's bytes
 		}
-		if _, rest, _ := bytes.Cut(x.head, []byte(" ")); bytes.HasPrefix(bytes.TrimLeft(rest, " "), []byte("0")) {
+		if _, rest, _ := bytes.Cut(x.kept, []byte(" ")); bytes.HasPrefix(bytes.TrimLeft(rest, " "), []byte("0")) {
 			return errNotHTTP // the parser takes status 0xx, and says 200 for 000
 		}
 		if status := x.resp.StatusCode(); status >= 200 || status == fasthttp.StatusSwitchingProtocols {
@@ -187,7 +197,7 @@ func (x *exchange) readHead() error {
 	return errInterim
 }
 
-// bufferHead waits until a head is whole in the reader, and copies it to x.head.
+// bufferHead waits until a head is whole in the reader, and copies it to x.kept.
 func (x *exchange) bufferHead() error {
 	for {
 		buffered, err := x.br.Peek(x.br.Buffered())
@@ -196,7 +206,13 @@ func (x *exchange) bufferHead() error {
 		}
 		head := bytes.TrimLeft(buffered, "\r\n") // as the parser does
 		if end := headEnd(head); end > 0 {
-			x.head = append(x.head[:0], head[:end]...)
+			if bytes.Count(head[:end], []byte("\n")) > maxFields+2 { // the status line, and the empty one
+				return errHeadLimit
+			}
+			if x.kept == nil {
+				x.kept = make([]byte, 0, end+minBodyRead) // with room for a short body
+			}
+			x.kept = append(x.kept[:0], head[:end]...)
 			return nil
 		}
 		const version = "HTTP/1."
@@ -222,41 +238,90 @@ func headEnd(b []byte) int {
 }
 
 // readBody reads the body to its end, or as far as time and limit allow, and
-// returns its beginning, valid until the next exchange.
-func (x *exchange) readBody(a *Attempt) []byte {
+// appends its beginning to x.kept. Length is as fasthttp has it: -1 is chunked, and
+// less is a body until the connection's end. Its own readers take no part: they
+// allocate a declared length, or keep every field of a trailer.
+func (x *exchange) readBody(a *Attempt, length int) {
 	switch a.StatusCode {
 	case fasthttp.StatusNoContent, fasthttp.StatusNotModified, fasthttp.StatusSwitchingProtocols:
-		return nil
+		return
 	}
-	x.resp.StreamBody = true // else a declared length is allocated at once
-	if err := x.resp.ReadBody(x.br, 0); err != nil {
-		a.BodyReason = ReasonProtocol
-		return nil
+	var body io.Reader = x.br
+	switch {
+	case length >= 0:
+		x.body = io.LimitedReader{R: x.br, N: int64(length)}
+		body = &x.body
+	case length == -1:
+		body = httputil.NewChunkedReader(x.br)
 	}
-	stream := x.resp.BodyStream()
-	kept := 0
-	for {
-		into := x.kept[kept:]
-		if len(into) == 0 {
-			into = x.spill[:]
+	err := x.keep(body, a, length)
+	switch {
+	case !errors.Is(err, io.EOF):
+	case length == -1:
+		err = x.skipTrailer()
+	case int64(length) > a.ResponseBytes:
+		err = io.ErrUnexpectedEOF
+	default:
+		err = nil
+	}
+	if err == nil {
+		return
+	}
+	a.BodyReason = x.bodyReason(err)
+	if a.BodyReason == ReasonResponseTooLarge {
+		a.ResponseBytes = max(a.ResponseBytes, int64(length))
+	}
+}
+
+// keep reads to an error, which io.EOF is too, and keeps the first maxKept bytes.
+func (x *exchange) keep(body io.Reader, a *Attempt, length int) error {
+	for room := maxKept; ; {
+		into := x.spill[:]
+		if room > 0 {
+			x.makeRoom(room, length)
+			into = x.kept[len(x.kept):min(cap(x.kept), len(x.kept)+room)]
 		}
-		n, err := stream.Read(into)
+		n, err := body.Read(into)
 		a.ResponseBytes += int64(n)
-		kept = min(kept+n, maxKept)
-		if err == nil {
-			continue
+		if room > 0 {
+			x.kept, room = x.kept[:len(x.kept)+n], room-n
 		}
-		if !errors.Is(err, io.EOF) {
-			a.BodyReason = x.bodyReason(err)
+		if err != nil {
+			return err
 		}
-		break
 	}
-	declared := int64(x.resp.Header.ContentLength())
-	if a.BodyReason == ReasonResponseTooLarge && declared > a.ResponseBytes {
-		a.ResponseBytes = declared
+}
+
+// makeRoom for more of a body in x.kept: all that is to come of it where the length
+// is known, else a first 4 KiB, then the most there may be.
+func (x *exchange) makeRoom(room, length int) {
+	read := maxKept - room
+	if len(x.kept) < cap(x.kept) || read == length {
+		return
 	}
-	_ = x.resp.CloseBodyStream() // gives the stream back to its pool; it has no error to tell
-	return x.kept[:kept]
+	switch {
+	case length > read:
+		room = min(room, length-read)
+	case read < firstBodyRead:
+		room = firstBodyRead
+	}
+	x.kept = append(make([]byte, 0, len(x.kept)+room), x.kept...)
+}
+
+// skipTrailer reads to the empty line that ends a chunked body.
+func (x *exchange) skipTrailer() error {
+	for {
+		line, err := x.br.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			return errNotHTTP // a line as long as a head may be
+		}
+		if err != nil {
+			return err
+		}
+		if len(bytes.TrimRight(line, "\r\n")) == 0 {
+			return nil
+		}
+	}
 }
 
 func (x *exchange) bodyReason(err error) Reason {

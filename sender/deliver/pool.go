@@ -10,8 +10,18 @@ import (
 type conn struct {
 	net.Conn
 
-	raw       net.Conn // under the TLS
+	raw       net.Conn     // under the TLS
+	metered   *meteredConn // between the two; nil without TLS
 	idleSince time.Time
+}
+
+// Read reads what the peer says, inside of TLS.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.metered != nil {
+		c.metered.left = maxBarren
+	}
+	return n, err
 }
 
 // abort closes without TLS's farewell, which would block up to 5 s on a peer that does not read.

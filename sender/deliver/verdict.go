@@ -36,14 +36,14 @@ const (
 	ReasonConnectRefused Reason = "connect_refused" // nothing listens there
 	ReasonConnectTimeout Reason = "connect_timeout" // no answer to the connection
 	ReasonConnectFailed  Reason = "connect_failed"  // no route, and other errors of the network
-	ReasonTLSFailed      Reason = "tls_failed"      // certificate expired, wrong or unknown, or no TLS 1.2
+	ReasonTLSFailed      Reason = "tls_failed"      // certificate expired, wrong or unknown, too many or too large; or no TLS 1.2
 	ReasonTLSTimeout     Reason = "tls_timeout"     // the handshake did not end in time
 
 	// With the request sent, or being sent.
 
 	ReasonTimeout          Reason = "timeout"                 // no whole head of a response in time
 	ReasonReset            Reason = "connection_reset"        // closed or reset before the head was whole
-	ReasonHeadTooLarge     Reason = "response_head_too_large" // a head over 16 KiB
+	ReasonHeadTooLarge     Reason = "response_head_too_large" // a head over 16 KiB or 128 fields
 	ReasonResponseTooLarge Reason = "response_too_large"      // over 128 KiB; as a BodyReason the status stands
 	ReasonProtocol         Reason = "protocol_error"          // what came is not HTTP/1
 	ReasonNetwork          Reason = "network_error"           // other errors of the network
@@ -116,11 +116,11 @@ func readReason(err error) Reason {
 		return ReasonTimeout
 	case errors.Is(err, errReadLimit):
 		return ReasonResponseTooLarge
-	case errors.Is(err, bufio.ErrBufferFull):
+	case errors.Is(err, bufio.ErrBufferFull), errors.Is(err, errHeadLimit):
 		return ReasonHeadTooLarge
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return ReasonReset
-	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
+	case errors.Is(err, errTooMuchTLS), errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
 		return ReasonTLSFailed // crypto/tls's words for an alert, such as for a missing client certificate
 	case exhausted(err):
 		return ReasonNoResources
