@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
 	"github.com/postrider/postrider/sender/deliver"
@@ -22,8 +23,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m)
+	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's
+	// fasthttp's clock is one a process, for its servers' dates.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"))
 }
+
+// slack is what a loaded machine may need to schedule the end of an attempt.
+const slack = 3 * time.Second
 
 func request(url string) deliver.Request {
 	return deliver.Request{

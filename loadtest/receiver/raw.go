@@ -20,7 +20,7 @@ type Raw struct {
 	held chan struct{} // closed by Release
 	once sync.Once
 
-	holding, wrote atomic.Int64
+	conns, holding, wrote atomic.Int64
 }
 
 // Peer is a raw receiver's side of one connection.
@@ -50,6 +50,7 @@ func StartRaw(t testing.TB, secured *tls.Config, slow func(p *Peer) net.Conn, se
 			if err != nil {
 				return
 			}
+			r.conns.Add(1)
 			all.Go(func() {
 				defer conn.Close()
 				defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
@@ -82,6 +83,9 @@ func (r *Raw) peer(conn net.Conn, secured *tls.Config, slow func(p *Peer) net.Co
 
 // Addr is where the receiver listens, host:port.
 func (r *Raw) Addr() string { return r.addr }
+
+// Conns is how many connections were made so far.
+func (r *Raw) Conns() int { return int(r.conns.Load()) }
 
 // Holding is how many calls of Hold wait for Release.
 func (r *Raw) Holding() int { return int(r.holding.Load()) }
