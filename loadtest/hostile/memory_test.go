@@ -5,9 +5,11 @@ import (
 	"compress/gzip"
 	"crypto/tls"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,19 +128,19 @@ func plain(t testing.TB) []hostile {
 }
 
 // secured are receivers whose malice is in TLS, and one with all of it inside of it.
-func secured(t testing.TB, ca *authority) []hostile {
+func secured(t testing.TB, ca *receiver.Authority) []hostile {
 	t.Helper()
 	var all []hostile
 	later := time.Now().Add(time.Hour)
-	good, stranger := ca.issue(t, later), newAuthority(t)
+	good, stranger := issue(t, ca, later, "127.0.0.1"), receiver.NewAuthority(t)
 	refused := end{0, deliver.ReasonTLSFailed, ""}
 	for _, one := range []struct {
 		name   string
 		change func(c *tls.Config)
 	}{
-		{"expired", func(c *tls.Config) { c.Certificates[0] = ca.issue(t, time.Now().Add(-time.Hour)) }},
-		{"wrong host", func(c *tls.Config) { c.Certificates[0] = ca.issue(t, later, "example.com") }},
-		{"unknown authority", func(c *tls.Config) { c.Certificates[0] = stranger.issue(t, later) }},
+		{"expired", func(c *tls.Config) { c.Certificates[0] = issue(t, ca, time.Now().Add(-time.Hour), "127.0.0.1") }},
+		{"wrong host", func(c *tls.Config) { c.Certificates[0] = issue(t, ca, later, "example.com") }},
+		{"unknown authority", func(c *tls.Config) { c.Certificates[0] = issue(t, stranger, later, "127.0.0.1") }},
 		{"TLS 1.0", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }},
 		{"TLS 1.1", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }},
 		{"wants a client's certificate", func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert }},
@@ -155,22 +157,26 @@ func secured(t testing.TB, ca *authority) []hostile {
 }
 
 // largeInTLS are receivers that have TLS itself take much, beside the response or before it.
-func largeInTLS(t testing.TB, ca *authority, good tls.Certificate) []hostile {
+func largeInTLS(t testing.TB, ca *receiver.Authority, good tls.Certificate) []hostile {
 	t.Helper()
 	refused, tooLarge := end{0, deliver.ReasonTLSFailed, ""}, end{200, "", deliver.ReasonResponseTooLarge}
 	large := held(endless("x"), head, "a: ", fill("b", 16000), "\r\n\r\n", fill("x", 100<<10))
 	only := func(cert tls.Certificate) *tls.Config {
 		return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
-	chain := func(n, size int) *tls.Config {
-		return &tls.Config{GetCertificate: ca.padded(t, good, n, size), MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true}
+	var serial atomic.Int64
+	chain := func(n, size int) *tls.Config { // another for each connection
+		return &tls.Config{MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			cert, err := ca.Padded(good, n, size, 1000+serial.Add(100))
+			return &cert, err
+		}}
 	}
 	refusedChain := func(n, size int) *tls.Config {
-		cert, err := ca.padded(t, good, n, size)(nil)
+		cert, err := ca.Padded(good, n, size, 1000)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return only(*cert)
+		return only(cert)
 	}
 	huge := tls.Certificate{Certificate: [][]byte{good.Certificate[0], make([]byte, 240<<10)}, PrivateKey: good.PrivateKey}
 	ticket := only(good)
@@ -196,7 +202,16 @@ func largeInTLS(t testing.TB, ca *authority, good tls.Certificate) []hostile {
 	}
 }
 
-// holdingConn holds the attempt once so many bytes were written.
+func issue(t testing.TB, ca *receiver.Authority, until time.Time, name string) tls.Certificate {
+	t.Helper()
+	cert, err := ca.Issue(until, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// holdingConn holds the attempt once so many bytes were written, or no more can be.
 type holdingConn struct {
 	net.Conn
 
@@ -206,28 +221,29 @@ type holdingConn struct {
 }
 
 func (c *holdingConn) Write(b []byte) (int, error) {
-	if !c.done && c.wrote+len(b) > c.after {
-		c.done = true
-		first := max(0, c.after-c.wrote)
-		if _, err := c.Conn.Write(b[:first]); err != nil {
-			return 0, err
-		}
-		c.peer.Hold()
-		n, err := c.Conn.Write(b[first:])
-		return first + n, err
+	first := min(len(b), max(0, c.after-c.wrote))
+	n, err := c.Conn.Write(b[:first])
+	c.wrote += n
+	if c.done || err == nil && n == len(b) {
+		return n, err
 	}
-	c.wrote += len(b)
-	return c.Conn.Write(b)
+	c.done, c.after = true, math.MaxInt
+	c.peer.Hold()
+	if err != nil {
+		return n, err
+	}
+	more, err := c.Conn.Write(b[first:])
+	return n + more, err
 }
 
 // TestMemoryOfHostileReceivers is the promise of 128 KiB an attempt: what each of
 // a hundred holds while the receiver has it where it is largest, and after.
 func TestMemoryOfHostileReceivers(t *testing.T) {
-	ca := newAuthority(t)
+	ca := receiver.NewAuthority(t)
 	for _, h := range slices.Concat(plain(t), secured(t, ca)) {
 		t.Run(h.name, func(t *testing.T) {
 			raw := receiver.StartRaw(t, h.secured, h.slow, h.serve)
-			p := plan{URL: "http://" + raw.Addr() + "/", Count: atOnce, Timeout: 30 * time.Second, Roots: ca.pem()}
+			p := plan{URL: "http://" + raw.Addr() + "/", Count: atOnce, Timeout: 30 * time.Second, Roots: ca.PEM()}
 			if h.want.Reason == deliver.ReasonTLSFailed || h.secured != nil {
 				p.URL = "https://" + raw.Addr() + "/"
 			}

@@ -56,7 +56,7 @@ type question struct {
 }
 
 // Start starts a nameserver that ends with the test, on an address such as
-// 127.0.0.1:0. Names that it was not told of do not exist.
+// 127.0.0.1:0. Names that it was not told of do not exist, unless it was told of "*".
 func Start(t testing.TB, addr string) *Server {
 	t.Helper()
 	packets, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", addr)
@@ -160,7 +160,10 @@ func (s *Server) ServeDNS(w dns.ResponseWriter, asked *dns.Msg) {
 func (s *Server) next(name string, kind uint16) Answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	answers := s.answers[name]
+	answers, ok := s.answers[name]
+	if !ok {
+		answers = s.answers["*"]
+	}
 	n := s.asked[question{name, kind}]
 	s.asked[question{name, kind}]++
 	if len(answers) == 0 {
