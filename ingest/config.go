@@ -5,7 +5,9 @@ import (
 	"os"
 	"unicode/utf8"
 
+	"github.com/postrider/postrider/ingest/deliveries"
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/clickhouse"
 	"github.com/postrider/postrider/schemas/kafka"
 	"github.com/postrider/postrider/schemas/process"
 )
@@ -15,9 +17,11 @@ const minAdminKey = 32
 
 // Config says where ingest listens, and whom and what it trusts.
 type Config struct {
-	Kafka    kafka.Config
-	Instance string
-	Listen   string
+	Kafka kafka.Config
+	// ClickHouse is where the audit is read.
+	ClickHouse clickhouse.Config
+	Instance   string
+	Listen     string
 	// KeyRing is the text of the ring that seals signing secrets.
 	KeyRing string
 	// AdminKey is the bootstrap key of postrider keys; empty: there is none.
@@ -27,6 +31,8 @@ type Config struct {
 
 	// Listener is listened on instead of Listen, if set: for tests, and for who binds its ports first.
 	Listener net.Listener
+	// Audit is asked instead of ClickHouse, if set: for tests.
+	Audit deliveries.Audit
 }
 
 // Register adds the settings of ingest.
@@ -36,6 +42,7 @@ func (c *Config) Register(s *process.Settings) {
 		hostname = "ingest"
 	}
 	c.Kafka.Register(s)
+	c.ClickHouse.Register(s)
 	s.String(&c.Instance, "instance", hostname, "name of this process, stable over restarts")
 	s.Address(&c.Listen, "listen", "127.0.0.1:8080", "where REST is served")
 	s.Secret(&c.KeyRing, "key-ring", "",

@@ -1,6 +1,7 @@
-// Package ingest takes events over HTTP and makes them durable in Kafka, and
-// keeps webhooks and API keys. Its rooms: api (REST), publish (events to Kafka),
-// registry (webhooks and keys: as they stand, and their one writer).
+// Package ingest takes events over HTTP and makes them durable in Kafka, keeps
+// webhooks and API keys, and shows deliveries and sends them again. Its rooms: api
+// (REST), publish (events to Kafka), registry (webhooks, keys and jobs: as they
+// stand, and their one writer), deliveries (what the audit knows, and jobs).
 package ingest
 
 import (
@@ -9,7 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/postrider/postrider/ingest/api"
+	"github.com/postrider/postrider/ingest/deliveries"
 	"github.com/postrider/postrider/ingest/publish"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
@@ -51,9 +55,19 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 	if err != nil {
 		return err
 	}
+	audit, auditRun := cfg.Audit, func(ctx context.Context) error { <-ctx.Done(); return nil }
+	if audit == nil {
+		opened, err := deliveries.Open(cfg.ClickHouse, p.Health.Dependency("clickhouse", process.Degradable), p.Metrics)
+		if err != nil {
+			return err
+		}
+		audit, auditRun = opened, opened.Run
+	}
+	jobs := deliveries.NewJobs(rows, audit, cfg.Instance, p.Log, p.Metrics)
 	watch := &watch{cfg: cfg.Kafka, clientID: clientID, log: p.Log, kafka: p.Health.Dependency("kafka", process.Required)}
 	server := api.New(api.Options{
-		Topics: cfg.Kafka.Topics(), Registry: rows, Publisher: publisher, Open: watch.open.Load,
+		Topics: cfg.Kafka.Topics(), Registry: rows, Publisher: publisher, Audit: audit, Instance: cfg.Instance,
+		Open: watch.open.Load, DeliveriesID: func() [16]byte { return *watch.deliveriesID.Load() },
 		Targets: targets, KeyRing: ring, AdminKey: cfg.AdminKey, OpenAPI: schemas.OpenAPI(),
 		Log: p.Log, Metrics: p.Metrics,
 	})
@@ -63,6 +77,8 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 		process.Stage{Name: "registry writer", Run: rows.Write},
 		process.Stage{Name: "publisher", Run: publisher.Run},
 		process.Stage{Name: "Kafka watch", Run: watch.run},
+		process.Stage{Name: "audit", Run: auditRun},
+		process.Stage{Name: "jobs", Run: jobs.Run},
 		process.Stage{Name: "REST", Run: func(ctx context.Context) error { return server.Serve(ctx, ln) }},
 	)
 }
@@ -74,6 +90,8 @@ type watch struct {
 	log      *slog.Logger
 	kafka    *process.Dependency
 	open     atomic.Bool // the topics have been found to be as they must
+	// deliveriesID is of the topic deliveries; set once open.
+	deliveriesID atomic.Pointer[[16]byte]
 }
 
 func (w *watch) run(ctx context.Context) error {
@@ -82,21 +100,10 @@ func (w *watch) run(ctx context.Context) error {
 		return err
 	}
 	defer cl.Close()
-	topics := w.cfg.Topics()
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
-		check, cancel := context.WithTimeout(ctx, checkTimeout)
-		if w.open.Load() {
-			_, err = kafka.TopicIDs(check, cl, topics.Events, topics.Deliveries)
-		} else {
-			var found []kafka.Difference
-			if found, err = kafka.CheckTopics(check, cl, topics); err == nil {
-				err = kafka.Judge(w.log, found)
-				w.open.Store(err == nil)
-			}
-		}
-		cancel()
+		err := w.check(ctx, cl)
 		if err == nil {
 			w.kafka.Up()
 		} else if ctx.Err() == nil {
@@ -108,4 +115,28 @@ func (w *watch) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// check asks once. The first time that all is well opens the doors.
+func (w *watch) check(ctx context.Context, cl *kgo.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	topics := w.cfg.Topics()
+	if !w.open.Load() {
+		found, err := kafka.CheckTopics(ctx, cl, topics)
+		if err == nil {
+			err = kafka.Judge(w.log, found)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	ids, err := kafka.TopicIDs(ctx, cl, topics.Events, topics.Deliveries)
+	if err != nil {
+		return err
+	}
+	id := ids[topics.Deliveries]
+	w.deliveriesID.Store(&id)
+	w.open.Store(true)
+	return nil
 }

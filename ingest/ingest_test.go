@@ -18,6 +18,7 @@ import (
 
 	"github.com/postrider/postrider/ingest"
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/clickhouse"
 	"github.com/postrider/postrider/schemas/kafka"
 	"github.com/postrider/postrider/schemas/process"
 )
@@ -38,6 +39,9 @@ type fixture struct {
 	cfg     kafka.Config
 	topics  schemas.Topics
 	keyRing string
+	// audit stands for ClickHouse; nil: clickHouse is asked.
+	audit      *fakeAudit
+	clickHouse clickhouse.Config
 }
 
 // replica is one ingest, called over HTTP.
@@ -59,6 +63,7 @@ func startCluster(t *testing.T, opts ...kfake.Opt) *fixture {
 		cluster: cluster,
 		cfg:     kafka.Config{Brokers: cluster.ListenAddrs(), TopicPrefix: "test."},
 		keyRing: schemas.NewKeyRing("test"),
+		audit:   newFakeAudit(),
 	}
 	f.topics = f.cfg.Topics()
 	return f
@@ -93,7 +98,10 @@ func (f *fixture) startReplica(t *testing.T, name string) *replica {
 	p := process.New(slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})))
 	cfg := ingest.Config{
 		Kafka: f.cfg, Instance: name, KeyRing: f.keyRing, AdminKey: adminKey,
-		AllowTargets: []string{"127.0.0.0/8"}, Listener: ln,
+		AllowTargets: []string{"127.0.0.0/8"}, Listener: ln, ClickHouse: f.clickHouse,
+	}
+	if f.audit != nil {
+		cfg.Audit = f.audit
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)

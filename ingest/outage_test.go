@@ -56,7 +56,7 @@ func freePort(t *testing.T) (address string, port int) {
 func TestKafkaAwayAtStart(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	address, port := freePort(t)
-	f := &fixture{keyRing: schemas.NewKeyRing("test")}
+	f := &fixture{keyRing: schemas.NewKeyRing("test"), audit: newFakeAudit()}
 	f.cfg.Brokers, f.cfg.TopicPrefix = []string{address}, "test."
 	f.topics = f.cfg.Topics()
 	r := f.startReplica(t, "one")

@@ -9,6 +9,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/postrider/postrider/ingest/deliveries"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
 )
@@ -39,6 +40,13 @@ func TestOpenAPIDescribesAnswers(t *testing.T) {
 		"BatchResult":   reflect.TypeFor[batchResult](),
 		"WebhookList":   reflect.TypeFor[list[registry.WebhookView]](),
 		"KeyList":       reflect.TypeFor[list[registry.KeyView]](),
+
+		"AcceptedDelivery": reflect.TypeFor[accepted](),
+		"Delivery":         reflect.TypeFor[deliveries.Delivery](),
+		"DeliveryList":     reflect.TypeFor[list[deliveries.Delivery]](),
+		"Outcome":          reflect.TypeFor[deliveries.Outcome](),
+		"Retry":            reflect.TypeFor[retryBody](),
+		"Job":              reflect.TypeFor[registry.JobView](),
 	} {
 		var want []string
 		for _, field := range reflect.VisibleFields(answer) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/postrider/postrider/ingest/deliveries"
 	"github.com/postrider/postrider/ingest/publish"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
@@ -25,6 +26,11 @@ const (
 	codeInvalidParameter schemas.Code = "invalid_parameter"
 	codeRevisionMismatch schemas.Code = "revision_mismatch"
 	codeTooManySecrets   schemas.Code = "too_many_secrets"
+	codeNotEnded         schemas.Code = "not_ended"
+	codeWebhookDeleted   schemas.Code = "webhook_deleted"
+	codeBodyNotKept      schemas.Code = "body_not_kept"
+	codeJobRunning       schemas.Code = "job_running"
+	codeJobEnded         schemas.Code = "job_ended"
 	codeUnavailable      schemas.Code = "unavailable"
 	codeUnknownEnd       schemas.Code = "outcome_unknown"
 	codeInternal         schemas.Code = "internal"
@@ -79,6 +85,10 @@ func invalidParameter(name, allowed string) *requestError {
 	}
 }
 
+func invalidCursor() *requestError {
+	return invalidParameter("cursor", "what next was on the page before")
+}
+
 // problemOf is the one place where an error becomes an HTTP status and its
 // words. What it does not know is a 500, and told to nobody outside.
 func problemOf(err error) schemas.Problem {
@@ -98,8 +108,13 @@ func problemOf(err error) schemas.Problem {
 			pointer = wholeDocument
 		}
 		return problem(request.status, request.detail, schemas.FieldError{Code: request.code, Pointer: pointer, Detail: request.detail})
-	case errors.Is(err, registry.ErrNotFound):
+	case errors.Is(err, registry.ErrNotFound), errors.Is(err, deliveries.ErrNotFound):
 		return whole(fasthttp.StatusNotFound, schemas.CodeNotFound, "there is no such thing here")
+	case errors.Is(err, registry.ErrJobRunning):
+		return whole(fasthttp.StatusConflict, codeJobRunning, "a job of this webhook is running: wait for its end, or cancel it")
+	case errors.Is(err, deliveries.ErrUnavailable):
+		return whole(fasthttp.StatusServiceUnavailable, codeUnavailable,
+			"ClickHouse is away, or this takes it too long: try again, or ask for less (webhook, since)")
 	case errors.Is(err, publish.ErrTooLarge):
 		return problemOf(tooLarge())
 	case errors.Is(err, registry.ErrUnknownEnd):

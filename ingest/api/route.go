@@ -19,9 +19,12 @@ const (
 	pathWebhookEvents = "/webhook-events"
 	pathEvents        = "/v1/events"
 	pathWebhooks      = "/v1/webhooks"
+	pathDeliveries    = "/v1/deliveries"
 	pathKeys          = "/v1/keys"
 	pathOpenAPI       = "/openapi.yaml"
 	pathWebhookKeys   = "/.well-known/webhook-keys"
+
+	actionRetry = "retry"
 
 	routeNone = "none" // in metrics: no route was found
 
@@ -66,6 +69,7 @@ func (s *Server) endpoints(c *call) []endpoint {
 	const (
 		get, post, patch, remove = fasthttp.MethodGet, fasthttp.MethodPost, fasthttp.MethodPatch, fasthttp.MethodDelete
 		read, write, keys        = schemas.ScopeWebhooksRead, schemas.ScopeWebhooksWrite, schemas.ScopeKeysWrite
+		look, retry              = schemas.ScopeDeliveriesRead, schemas.ScopeDeliveriesRetry
 	)
 	path := string(c.http.Path())
 	switch path {
@@ -75,6 +79,8 @@ func (s *Server) endpoints(c *call) []endpoint {
 		return []endpoint{{"webhook_events", post, write, s.postWebhookEvents}}
 	case pathWebhooks:
 		return []endpoint{{"webhooks", get, read, s.listWebhooks}, {"webhooks", post, write, s.postWebhooks}}
+	case pathDeliveries:
+		return []endpoint{{"deliveries", get, look, s.listDeliveries}}
 	case pathKeys:
 		return []endpoint{{"keys", get, keys, s.listKeys}, {"keys", post, keys, s.postKeys}}
 	case pathOpenAPI:
@@ -95,6 +101,21 @@ func (s *Server) endpoints(c *call) []endpoint {
 			return []endpoint{{"webhook_ping", post, write, s.pingWebhook}}
 		case action == "secrets":
 			return []endpoint{{"webhook_secrets", post, write, s.postSecrets}}
+		case action == actionRetry:
+			return []endpoint{{"webhook_retry", post, retry, s.startJob}}
+		case strings.HasPrefix(action, actionRetry+"/"):
+			c.job = strings.TrimPrefix(action, actionRetry+"/")
+			return []endpoint{{"webhook_retry_job", get, look, s.getJob}, {"webhook_retry_job", remove, retry, s.cancelJob}}
+		}
+	}
+	if rest, ok := strings.CutPrefix(path, pathDeliveries+"/"); ok {
+		id, action, _ := strings.Cut(rest, "/")
+		switch c.id = id; {
+		case id == "":
+		case rest == id:
+			return []endpoint{{"delivery", get, look, s.getDelivery}}
+		case action == actionRetry:
+			return []endpoint{{"delivery_retry", post, retry, s.retryDelivery}}
 		}
 	}
 	if id, ok := strings.CutPrefix(path, pathKeys+"/"); ok && id != "" && !strings.Contains(id, "/") {
@@ -110,6 +131,7 @@ type call struct {
 	http *fasthttp.RequestCtx
 	who  principal
 	id   string // of the thing in the path
+	job  string // the id behind it, of a job
 	rid  string
 }
 
@@ -196,7 +218,7 @@ func cursorOf(id string) *string {
 func parseCursor(text string) (after string, err error) {
 	id, err := hex.DecodeString(text)
 	if err != nil || len(id) > 64 {
-		return "", invalidParameter("cursor", "what next was on the page before")
+		return "", invalidCursor()
 	}
 	return string(id), nil
 }

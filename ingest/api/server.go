@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 
+	"github.com/postrider/postrider/ingest/deliveries"
 	"github.com/postrider/postrider/ingest/publish"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
@@ -53,6 +54,12 @@ type Options struct {
 	Topics    schemas.Topics
 	Registry  *registry.Registry
 	Publisher *publish.Publisher
+	// Audit is asked what became of deliveries.
+	Audit deliveries.Audit
+	// DeliveriesID returns the id of the topic deliveries, known once Open says so.
+	DeliveriesID func() [16]byte
+	// Instance is this replica's name: it runs the jobs that are started here.
+	Instance string
 	// Open says whether the topics have been found to be as they must; until then nothing is taken.
 	Open    func() bool
 	Targets schemas.TargetPolicy
