@@ -42,7 +42,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 func rootCommand() *cobra.Command {
 	root := group("postrider", "Prepares Kafka and ClickHouse for Postrider, and speaks to it",
-		topicsCommand(), clickhouseCommand(), keysCommand(), webhooksCommand(), eventsCommand(),
+		topicsCommand(), clickhouseCommand(), keysCommand(), webhooksCommand(), eventsCommand(), deliveriesCommand(),
 	)
 	root.Version = process.Version()
 	root.SilenceErrors, root.SilenceUsage = true, true

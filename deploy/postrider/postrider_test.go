@@ -51,7 +51,7 @@ func startKafka(t *testing.T) string {
 }
 
 // startIngest serves REST on a Kafka with topics, and points the environment at it.
-func startIngest(t *testing.T) (broker string) {
+func startIngest(t *testing.T, set ...func(*ingest.Config)) (broker string) {
 	t.Helper()
 	broker = startKafka(t)
 	command(t, 0, "", "topics", "create", "--brokers="+broker, "--events-partitions=1", "--deliveries-partitions=1")
@@ -63,6 +63,9 @@ func startIngest(t *testing.T) (broker string) {
 	cfg.Register(process.NewSettings("test"))
 	cfg.Kafka.Brokers, cfg.Instance, cfg.Listener = []string{broker}, "test", ln
 	cfg.KeyRing, cfg.AdminKey = schemas.NewKeyRing("test"), adminKey
+	for _, set := range set {
+		set(&cfg)
+	}
 	p := process.New(slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
@@ -311,6 +314,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"topics", "create", "--bogus=1", "--replication=many"}, 2, "--replication"},
 		{[]string{"topics", "create", "--bogus=1", "--replication=many"}, 2, "--bogus"},
 		{[]string{"keys", "list"}, 2, "--admin-key"},
+		{[]string{"deliveries", "retry", "--admin-key=k"}, 2, "one delivery's id, or --webhook with --since"},
+		{[]string{"deliveries", "retry", "--admin-key=k", "dlv_1", "--since=x"}, 2, "one delivery's id, or --webhook with --since"},
+		{[]string{"deliveries", "retry", "--admin-key=k", "--webhook=wh_1"}, 2, "one delivery's id, or --webhook with --since"},
 		{[]string{"events", "send", "--admin-key=k", "--server=nowhere"}, 2, "--server"},
 	} {
 		out, said := command(t, test.code, "", test.args...)

@@ -153,7 +153,8 @@ func (c *config) services(f *folder, kafkaAddress, clickhouseAddress string) ser
 	s.ingest.AdminKey = f.adminKey
 	s.ingest.AllowTargets, s.sender.AllowTargets = c.allowTargets, c.allowTargets
 	s.sender.RetrySchedule = c.retrySchedule
-	s.sender.Audit.ClickHouse = c.clickhouseConfig(clickhouseAddress)
+	s.ingest.ClickHouse = c.clickhouseConfig(clickhouseAddress)
+	s.sender.Audit.ClickHouse = s.ingest.ClickHouse
 	s.router.StartAt, s.sender.StartAt = c.startAt, c.startAt
 	return s
 }
