@@ -102,7 +102,8 @@ const loopback = "--allow-targets=127.0.0.0/8"
 func (s *system) startIngest(t *testing.T, instance string, more ...string) {
 	t.Helper()
 	s.ingest = pipeline.Start(t, "ingest", join(s.common(), more,
-		"--instance="+instance, "--key-ring="+keyRing, "--admin-key="+adminKey)...)
+		"--instance="+instance, "--key-ring="+keyRing, "--admin-key="+adminKey,
+		"--clickhouse="+s.ch.Native, "--clickhouse-database="+s.ch.Database)...)
 }
 
 func (s *system) startSender(t *testing.T, instance string, more ...string) {
