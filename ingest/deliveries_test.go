@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/postrider/postrider/ingest/deliveries"
 	"github.com/postrider/postrider/schemas"
 )
@@ -423,5 +426,45 @@ func TestClickHouseAway(t *testing.T) {
 		{path: "/v1/webhooks/" + hook + "/retry", body: `{"since":"2026-01-01T00:00:00Z"}`},
 	} {
 		r.wantUnavailable(t, q)
+	}
+}
+
+// TestJobMakesEachOnceWhenAnswersAreLost loses every third answer to the end of a
+// transaction: a step that was made is not made again, and one that was not is.
+func TestJobMakesEachOnceWhenAnswersAreLost(t *testing.T) {
+	t.Parallel() // most of it is waiting to try again
+	l := &loss{key: kmsg.EndTxn, every: 3}
+	f, r := start(t, kfake.ListenFn(l.listen))
+	const n = 12
+	var got response
+	waitFor(t, "a webhook", func() bool {
+		got = r.do(t, request{path: "/v1/webhooks", body: create})
+		return got.status == http.StatusCreated
+	})
+	hook := got.text("id")
+	for i := range int64(n) {
+		f.audit.addDelivery(i, hook, asIs)
+	}
+	body := fmt.Sprintf(`{"since":%q,"until":%q,"rate":2}`, anHourAgo.Format(time.RFC3339), anHourAgo.Add(time.Minute).Format(time.RFC3339))
+	waitFor(t, "a job", func() bool {
+		status := r.do(t, request{path: "/v1/webhooks/" + hook + "/retry", body: body}).status
+		return status == http.StatusAccepted || status == http.StatusConflict // begun by a call whose end was not known
+	})
+	waitFor(t, "the job to be done", func() bool {
+		records := f.readAll(t, f.topics.Jobs)
+		job, err := schemas.DecodeJob(records[len(records)-1])
+		return err == nil && job.State == schemas.JobDone && job.Done == n
+	})
+	made := map[string]int{}
+	for _, d := range f.made(t) {
+		made[d.EventID]++
+	}
+	for event, times := range made {
+		if times != 1 {
+			t.Errorf("got %d deliveries of %s", times, event)
+		}
+	}
+	if len(made) != n || l.lost.Load() == 0 {
+		t.Errorf("got deliveries of %d events with %d answers lost, want %d", len(made), l.lost.Load(), n)
 	}
 }

@@ -114,7 +114,7 @@ func problemOf(err error) schemas.Problem {
 		return whole(fasthttp.StatusConflict, codeJobRunning, "a job of this webhook is running: wait for its end, or cancel it")
 	case errors.Is(err, deliveries.ErrUnavailable):
 		return whole(fasthttp.StatusServiceUnavailable, codeUnavailable,
-			"ClickHouse is away, or this takes it too long: try again, or ask for less (webhook, since)")
+			"ClickHouse is away, or this takes it too long: try again, or ask for less (organization, webhook)")
 	case errors.Is(err, publish.ErrTooLarge):
 		return problemOf(tooLarge())
 	case errors.Is(err, registry.ErrUnknownEnd):
