@@ -19,8 +19,8 @@ import (
 const (
 	// maxQuery bounds a question, within the 5 s that any request may take.
 	maxQuery = 4 * time.Second
-	// maxOutcomes is more than a schedule's 51 attempts have, with what was repeated after crashes.
-	maxOutcomes = 1000
+	// maxOutcomes is more than a schedule's 51 attempts have, each with up to 16 KiB of a response.
+	maxOutcomes = 200
 	// maxEventBytes bounds the bodies that are read together: of one event there may be 1 MiB.
 	maxEventBytes = 4 << 20
 	// checkEvery is how often ClickHouse is asked whether it is there.

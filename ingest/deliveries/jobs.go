@@ -32,8 +32,11 @@ const (
 
 // timing is how long things take; tests have less time.
 type timing struct {
-	look     time.Duration // between looks for jobs
-	patience time.Duration // how long another's job may stand still
+	look time.Duration // between looks for jobs
+	// patience is how long another's job may stand still: longer than a step may
+	// take (three questions of maxQuery, and 4.5 s to write), or two replicas with a
+	// slow ClickHouse would take the job from each other and neither came on.
+	patience time.Duration
 	// settle is how far the audit is behind Kafka while all is well: what ended
 	// later than that ago is not all there yet, and a job that went past it would miss some.
 	settle time.Duration
@@ -76,7 +79,7 @@ func NewJobs(rows *registry.Registry, audit Audit, instance string, log *slog.Lo
 			Name: "postrider_ingest_job_deliveries_total",
 			Help: "Dead deliveries that jobs went through: made again, or skipped because the event's body is not kept.",
 		}, []string{"result"}),
-		timing:  timing{look: time.Second, patience: 10 * time.Second, settle: 5 * time.Second, keep: 24 * time.Hour, second: time.Second},
+		timing:  timing{look: time.Second, patience: 20 * time.Second, settle: 5 * time.Second, keep: 24 * time.Hour, second: time.Second},
 		seen:    map[string]sight{},
 		working: map[string]struct{}{},
 	}

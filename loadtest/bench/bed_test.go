@@ -49,11 +49,10 @@ func bringUp(t testing.TB, webhooks int, partitions schemas.Partitions) *bed {
 	b.receiver = pipeline.Start(t, "receiver", "--listen="+b.target, "--light").WaitReady(t)
 	common := []string{"--brokers=" + strings.Join(b.kafka.Addrs(), ","), "--topic-prefix=" + prefix, "--instance=bench"}
 	targets := slices.Concat(common, []string{"--key-ring=" + keyRing, "--allow-targets=127.0.0.0/8"})
+	targets = append(targets, "--clickhouse="+b.clickhouse.Native, "--clickhouse-database="+b.clickhouse.Database)
 	b.ingest = pipeline.Start(t, "ingest", slices.Concat(targets, []string{"--admin-key=" + adminKey})...)
 	b.router = pipeline.Start(t, "router", common...)
-	b.sender = pipeline.Start(t, "sender", slices.Concat(targets, []string{
-		"--clickhouse=" + b.clickhouse.Native, "--clickhouse-database=" + b.clickhouse.Database,
-	})...)
+	b.sender = pipeline.Start(t, "sender", targets...)
 	for _, s := range b.services() {
 		s.WaitReady(t)
 	}

@@ -271,7 +271,7 @@ func badCalls() []badRequest {
 // its name, with exit code 2, and no secret.
 func TestBadSettings(t *testing.T) {
 	for program, wrong := range map[string]map[string]string{
-		"ingest": {"listen": "nowhere", "admin-key": "too-short-a-key", "key-ring": "k1:not-base64", "allow-targets": "10.0.0.1/8", "topic-prefix": "a b", "unknown": "1"},
+		"ingest": {"listen": "nowhere", "clickhouse": "nowhere", "admin-key": "too-short-a-key", "key-ring": "k1:not-base64", "allow-targets": "10.0.0.1/8", "topic-prefix": "a b", "unknown": "1"},
 		"router": {"admin-listen": "1", "brokers": "", "sessions": "0", "dedup-memory": "lots", "start-at": "soon", "instance": "a/b", "unknown": "1"},
 		"sender": {
 			"key-ring": "k1:not-base64", "retry-schedule": "5", "webhook-concurrency": "many", "in-flight": "1KiB", "clickhouse": "nowhere",
