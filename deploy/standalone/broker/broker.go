@@ -75,7 +75,7 @@ func start(cfg Config, door *door) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading: %w", err)
 	}
-	if err := compact(cfg.Dir, cluster); err != nil {
+	if err := compact(cfg.Dir, cluster, cfg.Log); err != nil {
 		cluster.Close()
 		return nil, err
 	}

@@ -331,6 +331,44 @@ func TestRetentionKeepsOffsets(t *testing.T) {
 	}
 }
 
+// TestCommittedAfterAnAbortIsRead restarts between a transaction that is aborted
+// in a compacted topic and one that the same producer commits.
+func TestCommittedAfterAnAbortIsRead(t *testing.T) {
+	dir := t.TempDir()
+	b := startBroker(t, dir)
+	createTopic(t, b, "table", 1, map[string]string{"cleanup.policy": "compact"})
+	transact := func(end kgo.TransactionEndTry, value string) {
+		t.Helper()
+		cl, err := kgo.NewClient(kgo.SeedBrokers(b.Address()), kgo.TransactionalID("writer"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cl.Close()
+		if err := cl.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "table", Key: []byte("k"), Value: []byte(value)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.EndTransaction(t.Context(), end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	produce(t, b, &kgo.Record{Topic: "table", Key: []byte("l"), Value: []byte("others")})
+	transact(kgo.TryAbort, "aborted")
+	produce(t, b, &kgo.Record{Topic: "table", Key: []byte("m"), Value: []byte("others")})
+	b.Close()
+	b = startBroker(t, dir)
+	transact(kgo.TryCommit, "committed")
+	for range 2 {
+		if got := readCommitted(t, b, "table"); !slices.Contains(got, "committed") {
+			t.Errorf("the table holds %q, want what was committed too", got)
+		}
+		b.Close()
+		b = startBroker(t, dir)
+	}
+}
+
 // TestKilledInACompaction finds the files that a compaction had deleted already.
 func TestKilledInACompaction(t *testing.T) {
 	dir := t.TempDir()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -22,11 +23,24 @@ const (
 	uncompactedPartial = "uncompacted.partial" // being made, or being removed: of no use
 )
 
-// compact compacts every compacted topic.
-func compact(dir string, cluster *kfake.Cluster) error {
+// compact compacts every compacted topic and applies retention. If a transaction was
+// aborted in one it does not compact: kfake would drop the marker that ends it and
+// go on telling readers of it, who then see nothing of what its producer commits later.
+func compact(dir string, cluster *kfake.Cluster, log *slog.Logger) error {
 	partitions, err := compactedPartitions(dir)
 	if err != nil {
 		return err
+	}
+	for _, name := range partitions {
+		p, err := readPartition(filepath.Join(dir, "partitions", name))
+		if err != nil {
+			return fmt.Errorf("partition %s: %w", name, err)
+		}
+		if p.aborts {
+			log.Info("the embedded Kafka is not compacted: a transaction was aborted there", "partition", name)
+			cluster.ApplyRetention() // which goes with compacting
+			return nil
+		}
 	}
 	partial := filepath.Join(dir, uncompactedPartial)
 	if err := os.RemoveAll(partial); err != nil {

@@ -39,6 +39,7 @@ type partition struct {
 	// undone is what the last batch, a marker, took out of it.
 	open   map[int64]int16
 	undone bool
+	aborts bool // there is a transaction in it that was aborted
 }
 
 type batch struct {
@@ -144,6 +145,7 @@ func (p *partition) add(rb kmsg.RecordBatch, at int64, index int) {
 	case p.last.marker():
 		p.last.commit = isCommit(rb)
 		_, p.undone = p.open[rb.ProducerID]
+		p.aborts = p.aborts || p.undone && !p.last.commit
 		delete(p.open, rb.ProducerID)
 	case rb.Attributes&transactional != 0:
 		p.open[rb.ProducerID] = rb.ProducerEpoch
