@@ -367,3 +367,44 @@ func TestDecodeStrict(t *testing.T) {
 }
 
 func longName(n int) string { return strings.Repeat("e", n) }
+
+// TestInvalidWebhook is about settings that make no sense: they are read, say why,
+// and are not in force. What is no webhook at all is still an error.
+func TestInvalidWebhook(t *testing.T) {
+	good := func() Webhook {
+		return Webhook{ID: "wh_1", Organization: "acme", Active: true, URL: "https://example.com/", Events: []string{"a"}, Revision: 1}
+	}
+	for name, bad := range map[string]struct {
+		spoil func(*Webhook)
+		want  string
+	}{
+		"nothing":         {func(*Webhook) {}, ""},
+		"timeout":         {func(w *Webhook) { w.TimeoutMS = new(0) }, "#/timeout_ms: must be at least 1000"},
+		"rate":            {func(w *Webhook) { w.RateLimit = &RateLimit{Count: -1, Per: "second"} }, "#/rate_limit/count: must be at least 1"},
+		"schedule":        {func(w *Webhook) { w.RetrySchedule = []string{"100h", "100h"} }, "#/retry_schedule: over 168h in all"},
+		"header":          {func(w *Webhook) { w.Headers = []Header{{Name: "Host", Value: "x"}} }, "#/headers/0/name: "},
+		"line break":      {func(w *Webhook) { w.Headers = []Header{{Name: "X-A", Value: "x\r\ny"}} }, "#/headers/0/value: "},
+		"no url":          {func(w *Webhook) { w.URL = "" }, "#/url: missing or empty"},
+		"no patterns":     {func(w *Webhook) { w.Events = nil }, "#/events: "},
+		"long key":        {func(w *Webhook) { w.Metadata = map[string]string{strings.Repeat("é", 1000): "x"} }, "#/metadata/é"},
+		"no organization": {func(w *Webhook) { w.Organization, w.TimeoutMS = "", new(0) }, "error"},
+		"huge":            {func(w *Webhook) { w.Description = strings.Repeat("x", maxInvalidBytes) }, "error"},
+	} {
+		w := good()
+		bad.spoil(&w)
+		r, err := w.Record("webhooks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodeWebhook(r)
+		if (err != nil) != (bad.want == "error") || err == nil && (!strings.HasPrefix(got.Invalid, bad.want) || got.Active != (bad.want == "") || len(got.Invalid) > 1000) {
+			t.Errorf("%s: got active %v, invalid %q, %v, want %q", name, got.Active, got.Invalid, err, bad.want)
+		}
+		if got.Invalid = ""; err == nil && bad.want != "" {
+			got.Active = true
+			if !reflect.DeepEqual(got, w) {
+				t.Errorf("%s: got %+v, want all that the record says", name, got)
+			}
+		}
+	}
+}

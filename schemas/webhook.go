@@ -46,6 +46,11 @@ type Webhook struct {
 	Revision  int64     `json:"revision"`
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
+
+	// Invalid is set where the record's settings break a rule: which one, and at
+	// which pointer. Then Active is false, whatever the record says, and nothing of
+	// the settings may be applied.
+	Invalid string `json:"-"`
 }
 
 // SigningKey is a key pair of one webhook. Its private half, the seed of RFC 8032
@@ -104,7 +109,13 @@ func (w *Webhook) SecretIdentity() string { return "webhook/" + w.ID + "/secret"
 // Record returns the webhook's record. It fails only on what JSON cannot say.
 func (w *Webhook) Record(topic string) (*kgo.Record, error) { return jsonRecord(topic, w.ID, w) }
 
-// DecodeWebhook reads a record of webhooks. ErrTombstone says that the key is deleted.
+// maxInvalidBytes bounds the record of a webhook that is shown although its
+// settings make no sense: what is told of one change of it, before and after, must
+// fit into a record, and JSON may make six bytes of one.
+const maxInvalidBytes = 64 << 10
+
+// DecodeWebhook reads a record of webhooks. ErrTombstone says that the key is
+// deleted. Settings that make no sense are no error: the webhook is Invalid.
 func DecodeWebhook(r *kgo.Record) (Webhook, error) {
 	var w Webhook
 	if err := decodeCompacted(r, &w); err != nil {
@@ -113,8 +124,11 @@ func DecodeWebhook(r *kgo.Record) (Webhook, error) {
 	if w.ID != string(r.Key) {
 		return Webhook{}, fmt.Errorf("decoding webhook %.64q: %w", r.Key, Invalid(CodeInvalidRecord, "#/id", "differs from the record's key"))
 	}
-	if err := Validate(&w); err != nil {
-		return Webhook{}, fmt.Errorf("decoding webhook %.64q: %w", r.Key, err)
+	if fields := fieldErrors(&w); len(fields) > 0 {
+		if w.Organization == "" || len(r.Value) > maxInvalidBytes {
+			return Webhook{}, fmt.Errorf("decoding webhook %.64q: %w", r.Key, &ValidationError{Fields: fields})
+		}
+		w.Active, w.Invalid = false, fmt.Sprintf("%.200s: %s", fields[0].Pointer, fields[0].Detail)
 	}
 	return w, nil
 }

@@ -2,6 +2,7 @@ package table
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -34,6 +35,9 @@ type entry struct {
 }
 
 type key struct{ topic, key string }
+
+// errInvalid says of a record that it is in force, and its webhook disabled for what its settings are.
+var errInvalid = errors.New("settings that make no sense")
 
 // content is what the topics held when they were read. Its owner locks.
 type content struct {
@@ -76,6 +80,9 @@ func (c *content) applyWebhook(r *kgo.Record) error {
 	}
 	c.webhooks[id] = e
 	c.settle(e)
+	if w.Invalid != "" {
+		return fmt.Errorf("reading webhook %.64q: %w: %s", id, errInvalid, w.Invalid)
+	}
 	return nil
 }
 

@@ -90,7 +90,8 @@ func (t *Table) Err() error {
 	return nil
 }
 
-// Apply takes a record of the topics. A bad one is counted, and logged once; the key's last good value stays in force.
+// Apply takes a record of the topics. A bad one is counted, and logged once; the key's last good value stays in force, but of a webhook whose settings
+// make no sense: that is disabled.
 func (t *Table) Apply(r *kgo.Record) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -123,8 +124,12 @@ func (t *Table) tellLocked(r *kgo.Record, err error) {
 	}
 	t.told[p] = struct{}{}
 	t.bad.WithLabelValues(t.label(r.Topic)).Inc()
-	t.log.Error("bad record in compacted topic: its key's last good value stays in force",
-		"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
+	log := t.log.With("topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
+	if errors.Is(err, errInvalid) {
+		log.Error("bad record in compacted topic: its webhook is disabled")
+		return
+	}
+	log.Error("bad record in compacted topic: its key's last good value stays in force")
 }
 
 // Match appends to dst the webhooks that get an event of organization and account (which may be empty) whose name stands under the patterns

@@ -138,6 +138,35 @@ postrider_router_bad_table_records_total{topic="webhooks"} 1
 	}
 }
 
+// TestInvalidWebhookIsNotRoutedTo writes settings that make no sense past the API: what was in force before is not any more.
+func TestInvalidWebhookIsNotRoutedTo(t *testing.T) {
+	t.Parallel()
+	topics := schemas.NewTopics("test.")
+	registry := prometheus.NewRegistry()
+	var log strings.Builder
+	tbl := table.New(topics, slog.New(slog.NewTextHandler(&log, nil)), registry)
+	w := schemas.Webhook{ID: "wh_a", Organization: "org", URL: "https://example.com", Active: true, Events: []string{"*"}, Revision: 1}
+	matched := func() int { return len(tbl.Match(nil, "org", "", schemas.PatternsFor("labs.created"))) }
+	tbl.Apply(must(w.Record(topics.Webhooks)))
+	w.TimeoutMS = new(0)
+	bad := must(w.Record(topics.Webhooks))
+	bad.Offset = 1
+	for range 3 {
+		tbl.Apply(bad)
+	}
+	if got := matched(); got != 0 {
+		t.Errorf("got %d webhooks while its timeout is 0, want none", got)
+	}
+	if got := strings.Count(log.String(), "#/timeout_ms"); got != 1 || !strings.Contains(log.String(), "its webhook is disabled") || tbl.Err() != nil {
+		t.Errorf("got %d log lines and %v, want 1:\n%s", got, tbl.Err(), log.String())
+	}
+	w.TimeoutMS = nil
+	tbl.Apply(must(w.Record(topics.Webhooks)))
+	if got := matched(); got != 1 {
+		t.Errorf("got %d webhooks after it was mended, want 1", got)
+	}
+}
+
 func TestUnknownVersionStopsRouting(t *testing.T) {
 	t.Parallel()
 	topics := schemas.NewTopics("test.")

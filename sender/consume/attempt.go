@@ -25,6 +25,8 @@ func (s *session) attempt(ctx context.Context, it *item) end {
 		return end{}
 	case w == nil:
 		return s.discard(it, w, reasonDeleted)
+	case w.Invalid != "": // nothing may be sent with such settings, no ping either
+		return s.discard(it, w, reasonDisabled)
 	case d.Cause == schemas.CausePing: // goes whatever its webhook's state is
 	case !w.Active, w.Generation == it.disabled:
 		return s.discard(it, w, reasonDisabled)

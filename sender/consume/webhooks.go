@@ -92,6 +92,11 @@ func (t *webhooks) applyTo(r *kgo.Record) (resumed bool) {
 			"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
 		return false
 	}
+	if w.Invalid != "" {
+		t.bad()
+		t.log.Warn("settings make no sense: their webhook is disabled",
+			"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "webhook", w.ID, "error", w.Invalid)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	defer t.reportLocked()
@@ -198,6 +203,9 @@ func (t *webhooks) bounds(id string, most, retries int) laneBounds {
 	w, _ := t.get(id)
 	if w == nil {
 		return laneBounds{most: most, retries: retries}
+	}
+	if w.Invalid != "" { // its settings may be anything
+		return laneBounds{most: most, retries: retries, generation: w.Generation, idle: true}
 	}
 	if w.RetrySchedule != nil {
 		retries = len(w.RetrySchedule)
