@@ -69,9 +69,9 @@ func startCluster(t *testing.T, opts ...kfake.Opt) *fixture {
 	return f
 }
 
-func (f *fixture) client(t *testing.T, opts ...kgo.Opt) *kgo.Client {
+func (f *fixture) client(t *testing.T) *kgo.Client {
 	t.Helper()
-	cl, err := f.cfg.NewClient("test", opts...)
+	cl, err := f.cfg.NewClient("test")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func (s *Server) postSecrets(ctx context.Context, c *call) error {
 		return err
 	}
 	c.setETag(changed.Revision)
-	return c.answer(fasthttp.StatusCreated, webhookCreated{registry.ViewWebhook(&changed), schemas.FormatSecret(secret)})
+	return c.answer(fasthttp.StatusCreated, webhookCreated{s.Registry.ViewWebhook(&changed), schemas.FormatSecret(secret)})
 }
 
 // addSecret gives a webhook a new secret, and a new key pair where it signs by

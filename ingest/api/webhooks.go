@@ -61,7 +61,7 @@ func (s *Server) createWebhook(ctx context.Context, c *call, body []byte) error 
 	}
 	c.http.Response.Header.Set(fasthttp.HeaderLocation, pathWebhooks+"/"+made.ID)
 	c.setETag(made.Revision)
-	return c.answer(fasthttp.StatusCreated, webhookCreated{registry.ViewWebhook(&made), schemas.FormatSecret(secret)})
+	return c.answer(fasthttp.StatusCreated, webhookCreated{s.Registry.ViewWebhook(&made), schemas.FormatSecret(secret)})
 }
 
 func (s *Server) listWebhooks(ctx context.Context, c *call) error {
@@ -78,7 +78,7 @@ func (s *Server) listWebhooks(ctx context.Context, c *call) error {
 	}
 	page := list[registry.WebhookView]{Data: make([]registry.WebhookView, len(rows))}
 	for i := range rows {
-		page.Data[i] = registry.ViewWebhook(&rows[i])
+		page.Data[i] = s.Registry.ViewWebhook(&rows[i])
 	}
 	if more {
 		page.Next = cursorOf(rows[len(rows)-1].ID)
@@ -106,12 +106,12 @@ func (s *Server) getWebhook(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.answerWebhook(w)
+	return s.answerWebhook(c, w)
 }
 
-func (c *call) answerWebhook(w *schemas.Webhook) error {
+func (s *Server) answerWebhook(c *call, w *schemas.Webhook) error {
 	c.setETag(w.Revision)
-	return c.answer(fasthttp.StatusOK, registry.ViewWebhook(w))
+	return c.answer(fasthttp.StatusOK, s.Registry.ViewWebhook(w))
 }
 
 func (s *Server) patchWebhook(ctx context.Context, c *call) error {
@@ -144,7 +144,7 @@ func (s *Server) patchWebhook(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.answerWebhook(&changed)
+	return s.answerWebhook(c, &changed)
 }
 
 func (s *Server) deleteWebhook(ctx context.Context, c *call) error {

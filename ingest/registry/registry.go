@@ -1,5 +1,5 @@
-// Package registry provides the webhooks, API keys and jobs as they stand, and the
-// one way to change them. They live in compacted topics, which every replica follows
+// Package registry provides the webhooks, API keys and jobs as they stand, what the
+// sender found out about webhooks, and the one way to change them. They live in compacted topics, which every replica follows
 // whole; there is no further database. What a change must look like is its
 // callers' to say.
 //
@@ -60,6 +60,7 @@ type Registry struct {
 	webhooks kind[schemas.Webhook]
 	keys     kind[schemas.Key]
 	jobs     kind[schemas.Job]
+	states   *table[schemas.WebhookState] // the sender's to write
 
 	// fresh are the tables of a load that is not complete, while the topics are
 	// read anew and the old ones are still in force; the follower's goroutine alone uses them.
@@ -67,6 +68,7 @@ type Registry struct {
 		webhooks *table[schemas.Webhook]
 		keys     *table[schemas.Key]
 		jobs     *table[schemas.Job]
+		states   *table[schemas.WebhookState]
 	}
 	health  kafka.Reporter
 	writes  chan *write
@@ -101,7 +103,6 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 			object: "webhook",
 			topic:  topics.Webhooks,
 			record: func(w *schemas.Webhook) (*kgo.Record, error) { return w.Record(topics.Webhooks) },
-			view:   func(w *schemas.Webhook) any { return ViewWebhook(w) },
 		},
 		keys: kind[schemas.Key]{
 			table:  newTable(func(k *schemas.Key) string { return k.Organization }),
@@ -117,8 +118,12 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 			record: func(j *schemas.Job) (*kgo.Record, error) { return j.Record(topics.Jobs) },
 			view:   func(j *schemas.Job) any { return ViewJob(j) },
 		},
+		states: newTable(stateOrganization),
 	}
-	follower, err := kafka.NewFollower(cfg, p.ClientID+"-registry", p.Log, []string{topics.Webhooks, topics.Keys, topics.Jobs}, r.apply)
+	r.webhooks.view = func(w *schemas.Webhook) any { return r.ViewWebhook(w) }
+	r.webhooks.besides, r.webhooks.tell = r.stateReadable, r.eventsOf
+	followed := []string{topics.Webhooks, topics.WebhookStates, topics.Keys, topics.Jobs}
+	follower, err := kafka.NewFollower(cfg, p.ClientID+"-registry", p.Log, followed, r.apply)
 	if err != nil {
 		return nil, fmt.Errorf("making the follower of webhooks and keys: %w", err)
 	}
@@ -133,7 +138,7 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 func (r *Registry) register(metrics prometheus.Registerer) {
 	r.badRecords = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "postrider_ingest_registry_bad_records_total",
-		Help: "Records of webhooks and keys that could not be read; the last good value stays in force, unless a newer binary wrote it.",
+		Help: "Records of webhooks and keys that could not be read; the last good value stays in force, unless a newer binary wrote it. Those of webhooks whose settings make no sense, too: these are disabled.",
 	})
 	r.takeovers = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "postrider_ingest_registry_takeovers_total",
@@ -174,7 +179,7 @@ type reporter struct{ r *Registry }
 
 // Up is called again and again while the follower is up to date.
 func (p reporter) Up() {
-	if newer := cmp.Or(p.r.webhooks.newer(), p.r.keys.newer(), p.r.jobs.newer()); newer != nil {
+	if newer := cmp.Or(p.r.webhooks.newer(), p.r.states.newer(), p.r.keys.newer(), p.r.jobs.newer()); newer != nil {
 		p.r.health.Down(newer) // unready rather than wrong
 		return
 	}
@@ -188,20 +193,24 @@ func (r *Registry) beginRebuild() {
 	r.fresh.webhooks = newTable(r.webhooks.organization)
 	r.fresh.keys = newTable(r.keys.organization)
 	r.fresh.jobs = newTable(r.jobs.organization)
+	r.fresh.states = newTable(stateOrganization)
 }
 
 func (r *Registry) endRebuild() {
 	r.webhooks.replace(r.fresh.webhooks)
 	r.keys.replace(r.fresh.keys)
 	r.jobs.replace(r.fresh.jobs)
-	r.fresh.webhooks, r.fresh.keys, r.fresh.jobs = nil, nil, nil
+	r.states.replace(r.fresh.states)
+	r.fresh.webhooks, r.fresh.keys, r.fresh.jobs, r.fresh.states = nil, nil, nil, nil
 }
 
 // apply is called by the follower, record by record, as they stand in the topics.
 func (r *Registry) apply(record *kgo.Record) {
 	switch record.Topic {
 	case r.topics.Webhooks:
-		applyTo(r, cmp.Or(r.fresh.webhooks, r.webhooks.table), record, schemas.DecodeWebhook)
+		applyTo(r, cmp.Or(r.fresh.webhooks, r.webhooks.table), record, r.decodeWebhook)
+	case r.topics.WebhookStates:
+		applyTo(r, cmp.Or(r.fresh.states, r.states), record, schemas.DecodeWebhookState)
 	case r.topics.Keys:
 		applyTo(r, cmp.Or(r.fresh.keys, r.keys.table), record, schemas.DecodeKey)
 	case r.topics.Jobs:
@@ -245,8 +254,8 @@ func (r *Registry) Fresh(ctx context.Context) error {
 }
 
 // Webhook returns a webhook, or ErrNotFound after asking Kafka whether this
-// replica has only not heard of it yet, or ErrUnavailable if its record is of a
-// version that is not known here. The result must not be altered.
+// replica has only not heard of it yet, or ErrUnavailable if its record, or that of
+// its state, is of a version that is not known here. The result must not be altered.
 func (r *Registry) Webhook(ctx context.Context, id string) (*schemas.Webhook, error) {
 	return find(ctx, r, &r.webhooks, id)
 }
@@ -272,9 +281,12 @@ func find[T any](ctx context.Context, r *Registry, k *kind[T], id string) (*T, e
 
 // Webhooks returns up to limit webhooks of an organization (of all if it is
 // empty) whose ids sort after the given one, and whether there are more. While
-// the record of any webhook is of a version that is not known here it returns
+// the record of any webhook or state is of a version that is not known here it returns
 // ErrUnavailable, for every organization: the record does not say here whose it is.
 func (r *Registry) Webhooks(organization, after string, limit int) (rows []schemas.Webhook, more bool, err error) {
+	if newer := r.states.newer(); newer != nil {
+		return nil, false, fmt.Errorf("%w: %w", ErrUnavailable, newer)
+	}
 	return r.webhooks.page(organization, after, limit)
 }
 
@@ -284,8 +296,9 @@ func (r *Registry) Keys(organization, after string, limit int) (rows []schemas.K
 }
 
 // ChangeWebhook makes of the webhook under id what c decides, in one Kafka
-// transaction with the record of changes, and returns it once this replica's own
-// follower has it: from then on every read-committed reader can see it (P4).
+// transaction with the record of changes and its operational events, and returns it
+// once this replica's own follower has it: from then on every read-committed reader
+// can see it (P4). Where c returns the row that it is given, nothing is written.
 // c's error is returned as it is. c must not alter the row it is given, and may be
 // called several times. A row whose record is of a version that is not known here
 // is left as it is: ErrUnavailable, without asking c.

@@ -255,6 +255,100 @@ func TestUnknownVersionIsNotWrittenOver(t *testing.T) {
 	}
 }
 
+// stateRecord says that the sender has disabled a generation of wh_1.
+func stateRecord(t *testing.T, r *Registry, generation int64) *kgo.Record {
+	t.Helper()
+	s := schemas.WebhookState{WebhookID: "wh_1", Generation: generation, DisabledAt: time.Unix(1_700_000_000, 0), Reason: "gone"}
+	record, err := s.Record(r.topics.WebhookStates)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+// TestStates is about what the sender found out about a webhook: it counts for its
+// generation, whichever of the two topics is read first, and a bad record leaves it.
+func TestStates(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.apply(stateRecord(t, r, 0))
+	r.apply(webhookRecord(t, r, "wh_1", 1))
+	r.apply(webhookRecord(t, r, "wh_2", 1))
+	enabled := func(id string) bool {
+		w, err := r.webhooks.get(id)
+		if err != nil || w == nil {
+			t.Fatalf("got %v, %v", w, err)
+		}
+		active := *w
+		active.Active = true
+		return r.Enabled(&active)
+	}
+	check := func(when string, want bool) {
+		t.Helper()
+		if enabled("wh_1") != want || !enabled("wh_2") {
+			t.Errorf("%s: got wh_1 enabled %v, wh_2 %v, want %v and true", when, enabled("wh_1"), enabled("wh_2"), want)
+		}
+	}
+	check("at the start", false)
+	r.apply(bad(stateRecord(t, r, 1)))
+	check("after a bad record", false)
+	r.beginRebuild()
+	r.apply(webhookRecord(t, r, "wh_1", 1))
+	r.apply(webhookRecord(t, r, "wh_2", 1))
+	check("in the middle of a rebuild", false)
+	r.endRebuild()
+	check("after it", true)
+	r.apply(stateRecord(t, r, 7))
+	check("disabled in another generation", true)
+	w := schemas.Webhook{ID: "wh_1"}
+	if r.Enable(&w); !w.Active || w.Generation != 8 {
+		t.Errorf("got %v in generation %d, want a later one than the sender knows", w.Active, w.Generation)
+	}
+	r.apply(stateRecord(t, r, 0))
+	check("disabled in this one", false)
+	r.apply(schemas.Tombstone(r.topics.WebhookStates, "wh_1"))
+	check("after a tombstone", true)
+}
+
+// TestUnknownVersionOfAState is about a state that only a newer binary can read:
+// whether its webhook is disabled nobody here can tell.
+func TestUnknownVersionOfAState(t *testing.T) {
+	r, h := newRegistry(t)
+	r.apply(webhookRecord(t, r, "wh_1", 1))
+	r.apply(webhookRecord(t, r, "wh_2", 1))
+	r.apply(newer(stateRecord(t, r, 0)))
+	_, err := r.Webhook(t.Context(), "wh_1")
+	_, _, listed := r.Webhooks("other", "", 10)
+	_, otherErr := r.Webhook(t.Context(), "wh_2")
+	reporter{r}.Up()
+	if !unavailable(err) || !unavailable(listed) || otherErr != nil || h.err == nil {
+		t.Errorf("got %v, %v listing, %v of another webhook and health %v", err, listed, otherErr, h.err)
+	}
+	enable := func(old *schemas.Webhook) (*schemas.Webhook, error) {
+		w := *old
+		return &w, nil
+	}
+	w, _ := newWrite(&r.webhooks, r.topics.Changes, proposal[schemas.Webhook]{action: "enabled", id: "wh_1", change: enable}, func(error) {})
+	if rows, rest := decide([]*write{w}); len(rows) != 0 || len(rest) != 1 || !unavailable(w.decided.refused) {
+		t.Errorf("got %d rows, %d changes and %v, want it left as it is", len(rows), len(rest), w.decided.refused)
+	}
+	r.apply(stateRecord(t, r, 1))
+	reporter{r}.Up()
+	if _, err := r.Webhook(t.Context(), "wh_1"); err != nil || h.err != nil {
+		t.Errorf("got %v and health %v after a state that can be read", err, h.err)
+	}
+}
+
+// What is given back as it is writes nothing, and says what stands.
+func TestNothingChanged(t *testing.T) {
+	r, _ := newRegistry(t)
+	r.apply(webhookRecord(t, r, "wh_1", 3))
+	same := func(old *schemas.Webhook) (*schemas.Webhook, error) { return old, nil }
+	w, result := newWrite(&r.webhooks, r.topics.Changes, proposal[schemas.Webhook]{action: "enabled", id: "wh_1", change: same}, func(error) {})
+	if rows, rest := decide([]*write{w}); len(rows) != 0 || len(rest) != 0 || w.decided.refused != nil || result().Revision != 3 {
+		t.Errorf("got %d rows, %d further records, %v and %+v, want nothing but the webhook", len(rows), len(rest), w.decided.refused, result())
+	}
+}
+
 func TestRebuildReplacesTheTables(t *testing.T) {
 	r, _ := newRegistry(t)
 	r.apply(webhookRecord(t, r, "wh_old", 1))
@@ -297,13 +391,13 @@ func TestDecideSeesWhatCameBefore(t *testing.T) {
 		w, _ := newWrite(&r.webhooks, r.topics.Changes, proposal[schemas.Webhook]{actor: Actor{ID: "test"}, action: "updated", id: "wh_1", change: c}, func(error) {})
 		batch = append(batch, w)
 	}
-	rows, audit := decide(batch)
+	rows, rest := decide(batch) // five changes, and the event webhook.deleted
 	got := ""
 	for _, w := range batch {
 		got += fmt.Sprint(w.decided.refused != nil, " ")
 	}
-	if want := "false true false false true "; got != want || len(rows) != 3 || len(audit) != 5 || rows[2].Value != nil {
-		t.Errorf("got refusals %swith %d rows and %d changes, want %swith 3 and 5", got, len(rows), len(audit), want)
+	if want := "false true false false true "; got != want || len(rows) != 3 || len(rest) != 6 || rows[2].Value != nil {
+		t.Errorf("got refusals %swith %d rows and %d further records, want %swith 3 and 6", got, len(rows), len(rest), want)
 	}
 	if w, err := r.webhooks.get("wh_1"); err != nil || w.Revision != 1 {
 		t.Errorf("got %+v, %v in force before anything was written", w, err)

@@ -8,15 +8,20 @@ import (
 
 // WebhookView is a webhook as the API shows it and as changes keep it: without its secrets.
 type WebhookView struct {
-	ID           string            `json:"id"`
-	Organization string            `json:"organization"`
-	Account      string            `json:"account,omitempty"`
-	Active       bool              `json:"active"`
-	URL          string            `json:"url"`
-	Events       []string          `json:"events"`
-	Description  string            `json:"description,omitempty"`
-	Metadata     map[string]string `json:"metadata,omitempty"`
-	Format       schemas.Format    `json:"format,omitempty"`
+	ID           string       `json:"id"`
+	Organization string       `json:"organization"`
+	Account      string       `json:"account,omitempty"`
+	Active       bool         `json:"active"`
+	State        WebhookState `json:"state"`
+	DisabledAt   time.Time    `json:"disabled_at,omitzero"` // by the sender
+	// DisabledReason is why it is disabled where its owner has not done it.
+	DisabledReason string            `json:"disabled_reason,omitempty"`
+	FailingSince   time.Time         `json:"failing_since,omitzero"`
+	URL            string            `json:"url"`
+	Events         []string          `json:"events"`
+	Description    string            `json:"description,omitempty"`
+	Metadata       map[string]string `json:"metadata,omitempty"`
+	Format         schemas.Format    `json:"format,omitempty"`
 	schemas.Handling
 	Headers    []HeaderView `json:"headers,omitempty"`
 	Auth       *AuthView    `json:"auth,omitempty"`
@@ -77,27 +82,52 @@ func PublicKeys(w *schemas.Webhook) []PublicKey {
 	return keys
 }
 
-// ViewWebhook returns what may be shown of a webhook.
-func ViewWebhook(w *schemas.Webhook) WebhookView {
-	return WebhookView{
-		ID:           w.ID,
-		Organization: w.Organization,
-		Account:      w.Account,
-		Active:       w.Active,
-		URL:          w.URL,
-		Events:       w.Events,
-		Description:  w.Description,
-		Metadata:     w.Metadata,
-		Format:       w.Format,
-		Handling:     w.Handling,
-		Headers:      viewHeaders(w.Headers),
-		Auth:         viewAuth(w.Auth),
-		Signatures:   w.Signatures,
-		PublicKeys:   PublicKeys(w),
-		Revision:     w.Revision,
-		CreatedAt:    w.CreatedAt,
-		UpdatedAt:    w.UpdatedAt,
+// WebhookState is what becomes of a webhook's deliveries.
+type WebhookState string
+
+// The states, the weightiest last.
+const (
+	StateActive   WebhookState = "active"
+	StatePaused   WebhookState = "paused"   // they are held
+	StateDisabled WebhookState = "disabled" // they are discarded
+)
+
+// ViewWebhook returns what may be shown of a webhook, and of what the sender found out about it.
+func (r *Registry) ViewWebhook(w *schemas.Webhook) WebhookView {
+	found := r.stateOf(w)
+	v := WebhookView{
+		ID:             w.ID,
+		Organization:   w.Organization,
+		Account:        w.Account,
+		Active:         w.Active,
+		State:          StateActive,
+		DisabledAt:     found.DisabledAt,
+		DisabledReason: found.Reason,
+		FailingSince:   found.FailingSince,
+		URL:            w.URL,
+		Events:         w.Events,
+		Description:    w.Description,
+		Metadata:       w.Metadata,
+		Format:         w.Format,
+		Handling:       w.Handling,
+		Headers:        viewHeaders(w.Headers),
+		Auth:           viewAuth(w.Auth),
+		Signatures:     w.Signatures,
+		PublicKeys:     PublicKeys(w),
+		Revision:       w.Revision,
+		CreatedAt:      w.CreatedAt,
+		UpdatedAt:      w.UpdatedAt,
 	}
+	switch {
+	case !w.Active, !found.DisabledAt.IsZero():
+		v.State = StateDisabled
+	case w.Paused:
+		v.State = StatePaused
+	}
+	if w.Invalid != "" {
+		v.DisabledReason = "invalid: " + w.Invalid
+	}
+	return v
 }
 
 // KeyView is an API key as the API shows it and as changes keep it: without its hash.

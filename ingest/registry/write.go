@@ -22,8 +22,9 @@ type Actor struct {
 }
 
 // change decides what becomes of a row, given what it is now (nil: there is
-// none). It returns the new row, nil to delete it, or why it refuses. It must
-// not alter the old row, and may be called several times, from another goroutine.
+// none). It returns the new row, nil to delete it, the old row itself if nothing is
+// to change, or why it refuses. It must not alter the old row, and may be called
+// several times, from another goroutine.
 type change[T any] func(old *T) (*T, error)
 
 // kind is what the compacted topics differ in.
@@ -33,6 +34,20 @@ type kind[T any] struct {
 	topic  string
 	record func(*T) (*kgo.Record, error)
 	view   func(*T) any
+	// besides returns why a row cannot be shown or changed although it can be read itself; nil: there is nothing of the kind.
+	besides func(id string) error
+	// tell returns the events about a change; nil: there are none.
+	tell func(before, after *T) ([]*kgo.Record, error)
+}
+
+// get returns the row under id as its table does, if all that belongs to it can be read.
+func (k *kind[T]) get(id string) (*T, error) {
+	if k.besides != nil {
+		if err := k.besides(id); err != nil {
+			return nil, err
+		}
+	}
+	return k.table.get(id)
 }
 
 // proposal is a change with all that goes with it.
@@ -58,7 +73,7 @@ type write struct {
 
 // decision is what a write comes to, given what stands.
 type decision struct {
-	row     *kgo.Record   // what to write; nil if refused
+	row     *kgo.Record   // what to write; nil if refused, or if nothing changes
 	further []*kgo.Record // what to write with it
 	audit   *kgo.Record   // what to tell in changes; nil: nothing
 	refused error
@@ -72,30 +87,8 @@ type overlay map[string]any
 func newWrite[T any](k *kind[T], changes string, p proposal[T], finish func(error)) (w *write, result func() T) {
 	var after *T
 	w = &write{finish: finish, enqueued: time.Now()}
-	w.decide = func(batch overlay) decision {
-		var d decision
-		before, err := k.get(p.id)
-		if row, ok := batch[k.object+"/"+p.id].(*T); ok {
-			before = row
-		}
-		if err == nil && p.allowed != nil {
-			err = p.allowed(batch)
-		}
-		if after, d.refused = nil, err; err == nil {
-			after, d.refused = p.change(before)
-		}
-		if d.refused == nil {
-			d.row, d.refused = k.recordOf(p.id, after)
-		}
-		if d.audit, err = k.audit(changes, p, before, after, d.refused); err != nil {
-			return decision{refused: err}
-		}
-		if d.refused == nil {
-			batch[k.object+"/"+p.id] = after
-			if p.further != nil {
-				d.further = p.further()
-			}
-		}
+	w.decide = func(batch overlay) (d decision) {
+		d, after = k.decide(batch, changes, p)
 		return d
 	}
 	return w, func() T {
@@ -105,6 +98,44 @@ func newWrite[T any](k *kind[T], changes string, p proposal[T], finish func(erro
 		}
 		return *after
 	}
+}
+
+// decide says what a proposal comes to, and what its row is then.
+func (k *kind[T]) decide(batch overlay, changes string, p proposal[T]) (d decision, after *T) {
+	before, err := k.get(p.id)
+	if row, ok := batch[k.object+"/"+p.id].(*T); ok {
+		before = row
+	}
+	if err == nil && p.allowed != nil {
+		err = p.allowed(batch)
+	}
+	if d.refused = err; err == nil {
+		after, d.refused = p.change(before)
+	}
+	if d.refused == nil && after != nil && after == before {
+		return decision{}, after
+	}
+	if d.refused == nil {
+		d.row, d.refused = k.recordOf(p.id, after)
+	}
+	if d.audit, err = k.audit(changes, p, before, after, d.refused); err != nil {
+		return decision{refused: err}, nil
+	}
+	if d.refused != nil {
+		return d, after
+	}
+	if p.further != nil {
+		d.further = p.further()
+	}
+	if k.tell != nil {
+		told, err := k.tell(before, after)
+		if err != nil {
+			return decision{refused: err}, nil
+		}
+		d.further = append(d.further, told...)
+	}
+	batch[k.object+"/"+p.id] = after
+	return d, after
 }
 
 func (k *kind[T]) recordOf(id string, row *T) (*kgo.Record, error) {
