@@ -182,9 +182,10 @@ func (s *Server) parsePlain(name string, raw json.RawMessage) (func(*schemas.Web
 	case "active":
 		active, err := required[bool](name, raw)
 		return func(w *schemas.Webhook) {
-			w.Active = active
 			if active {
-				w.Generation++ // enabling wins over what the sender found out before
+				s.Registry.Enable(w)
+			} else {
+				w.Active = false
 			}
 		}, err
 	case "url":

@@ -31,6 +31,7 @@ const (
 	codeBodyNotKept      schemas.Code = "body_not_kept"
 	codeJobRunning       schemas.Code = "job_running"
 	codeJobEnded         schemas.Code = "job_ended"
+	codeInvalidWebhook   schemas.Code = "invalid_webhook"
 	codeUnavailable      schemas.Code = "unavailable"
 	codeUnknownEnd       schemas.Code = "outcome_unknown"
 	codeInternal         schemas.Code = "internal"

@@ -101,6 +101,8 @@ func (s *Server) endpoints(c *call) []endpoint {
 			return []endpoint{{"webhook_ping", post, write, s.pingWebhook}}
 		case action == "secrets":
 			return []endpoint{{"webhook_secrets", post, write, s.postSecrets}}
+		case action == actionPause, action == actionResume, action == actionEnable:
+			return []endpoint{{"webhook_" + action, post, write, s.setState(action)}}
 		case action == actionRetry:
 			return []endpoint{{"webhook_retry", post, retry, s.startJob}}
 		case strings.HasPrefix(action, actionRetry+"/"):

@@ -65,16 +65,7 @@ func (s *Server) postSecrets(ctx context.Context, c *call) error {
 	if err := joinFields(err, schemas.Validate(&asked)); err != nil {
 		return err
 	}
-	who, match := c.who, c.ifMatch()
-	changed, err := s.Registry.ChangeWebhook(ctx, c.actor(), "rotated", c.id, func(old *schemas.Webhook) (*schemas.Webhook, error) {
-		if err := check(who, match, old); err != nil {
-			return nil, err
-		}
-		w := *old
-		w.Revision++
-		w.UpdatedAt = now()
-		return &w, s.addSecret(&w, secret, asked.overlap())
-	})
+	changed, err := s.changeWebhook(ctx, c, "rotated", func(w *schemas.Webhook) error { return s.addSecret(w, secret, asked.overlap()) })
 	if err != nil {
 		return err
 	}

@@ -123,28 +123,70 @@ func (s *Server) patchWebhook(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	return s.change(ctx, c, "updated", func(w *schemas.Webhook) error {
+		var errs []error
+		for _, set := range patch {
+			errs = append(errs, set(w))
+		}
+		return joinFields(append(errs, checkCredentials(w), s.pairKey(w, false))...)
+	})
+}
+
+// change makes a change of the webhook in the path and answers with what it is then.
+func (s *Server) change(ctx context.Context, c *call, action string, set func(*schemas.Webhook) error) error {
+	changed, err := s.changeWebhook(ctx, c, action, set)
+	if err != nil {
+		return err
+	}
+	return s.answerWebhook(c, &changed)
+}
+
+// changeWebhook makes a change of the webhook in the path, if it is the revision
+// that is meant. What changes nothing writes nothing; what leaves a webhook with
+// settings that make no sense is refused.
+func (s *Server) changeWebhook(ctx context.Context, c *call, action string, set func(*schemas.Webhook) error) (schemas.Webhook, error) {
 	who, match := c.who, c.ifMatch()
-	changed, err := s.Registry.ChangeWebhook(ctx, c.actor(), "updated", c.id, func(old *schemas.Webhook) (*schemas.Webhook, error) {
+	return s.Registry.ChangeWebhook(ctx, c.actor(), action, c.id, func(old *schemas.Webhook) (*schemas.Webhook, error) {
 		if err := check(who, match, old); err != nil {
 			return nil, err
 		}
 		w := *old
 		w.Metadata = maps.Clone(old.Metadata)
-		var errs []error
-		for _, set := range patch {
-			errs = append(errs, set(&w))
+		w.Invalid = ""
+		if err := joinFields(set(&w), schemas.Validate(&w)); err != nil {
+			return nil, err
+		}
+		if registry.Same(&w, old) {
+			return old, nil
 		}
 		w.Revision++
 		w.UpdatedAt = now()
-		if err := joinFields(append(errs, checkCredentials(&w), schemas.Validate(&w))...); err != nil {
-			return nil, err
-		}
-		return &w, s.pairKey(&w, false)
+		return &w, nil
 	})
-	if err != nil {
-		return err
+}
+
+// Changes of a webhook's state, as they stand in its path.
+const (
+	actionPause  = "pause"  // its deliveries are held, until
+	actionResume = "resume" // they are let go
+	actionEnable = "enable" // it is disabled no longer, whoever has done it
+)
+
+// setState returns the endpoint of one of them.
+func (s *Server) setState(action string) func(ctx context.Context, c *call) error {
+	return func(ctx context.Context, c *call) error {
+		return s.change(ctx, c, action+"d", func(w *schemas.Webhook) error {
+			switch {
+			case action == actionPause:
+				w.Paused = true
+			case action == actionEnable:
+				s.Registry.Enable(w)
+			case w.Paused:
+				w.Paused, w.ResumedAt = false, now()
+			}
+			return nil
+		})
 	}
-	return s.answerWebhook(c, &changed)
 }
 
 func (s *Server) deleteWebhook(ctx context.Context, c *call) error {
@@ -224,11 +266,17 @@ func (s *Server) pingByBody(ctx context.Context, c *call, body []byte) error {
 }
 
 // ping writes a delivery for this webhook and no other, whatever its patterns,
-// also while it is disabled: no router is asked.
+// also while it is disabled: no router is asked. With settings that make no sense
+// nothing can be sent.
 func (s *Server) ping(ctx context.Context, c *call, id string) error {
 	w, err := s.visible(ctx, c, id)
 	if err != nil {
 		return err
+	}
+	if w.Invalid != "" {
+		return &requestError{
+			status: fasthttp.StatusConflict, code: codeInvalidWebhook, detail: "nothing can be sent with settings that make no sense: " + w.Invalid,
+		}
 	}
 	at := now()
 	e := schemas.Event{
