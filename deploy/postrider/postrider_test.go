@@ -180,6 +180,36 @@ func TestKeys(t *testing.T) {
 	command(t, 2, "", "keys", "revoke")
 }
 
+func TestWebhookStates(t *testing.T) {
+	broker := startIngest(t)
+	cl, err := kgo.NewClient(kgo.SeedBrokers(broker))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	w := schemas.Webhook{ID: schemas.NewWebhookID(), Organization: "acme", URL: "https://example.com/", Events: []string{"a"}, Generation: 1, Revision: 1}
+	record, err := w.Record("postrider.webhooks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ action, want string }{{"pause", "disabled"}, {"enable", "paused"}, {"resume", "active"}} {
+		if out, _ := command(t, 0, "", "webhooks", step.action, w.ID); out != "Webhook "+w.ID+" is "+step.want+".\n" {
+			t.Errorf("%s says:\n%s", step.action, out)
+		}
+		if out, _ := command(t, 0, "", "webhooks", step.action, w.ID, "--json"); !strings.Contains(out, `"state": "`+step.want+`"`) {
+			t.Errorf("%s says, as JSON:\n%s", step.action, out)
+		}
+		if _, said := command(t, 1, "", "webhooks", step.action, "wh_unknown"); !strings.Contains(said, "webhook wh_unknown: refused: 404") {
+			t.Errorf("%s of an unknown webhook says:\n%s", step.action, said)
+		}
+		command(t, 2, "", "webhooks", step.action)
+		command(t, 2, "", "webhooks", step.action, w.ID, "another")
+	}
+}
+
 func TestRewrap(t *testing.T) {
 	broker := "--brokers=" + startKafka(t)
 	command(t, 0, "", "topics", "create", broker, "--events-partitions=1", "--deliveries-partitions=1")

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/url"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,8 +26,50 @@ const rewrapAtOnce = 200
 
 func webhooksCommand() *cobra.Command {
 	return group("webhooks", "Keep webhooks",
+		leaf("pause", "Have the deliveries of a webhook held", &stateWebhook{action: "pause", doing: "pausing"}),
+		leaf("resume", "Let go what was held of a webhook, and hold no more", &stateWebhook{action: "resume", doing: "resuming"}),
+		leaf("enable", "Enable a webhook that its owner or the sender has disabled", &stateWebhook{action: "enable", doing: "enabling"}),
 		leaf("rewrap", "Seal all signing secrets under the first key of the key ring, so that its other keys can go", &rewrapWebhooks{}),
 	)
+}
+
+// stateWebhook changes the state of a webhook.
+type stateWebhook struct {
+	api    api
+	action string // the command, and the end of the path
+	doing  string
+	ids    []string
+}
+
+// Register implements process.Registrar.
+func (c *stateWebhook) Register(s *process.Settings) {
+	c.api.Register(s)
+	s.Arguments(&c.ids, "ID")
+	s.Check(func() error {
+		if len(c.ids) != 1 {
+			return &usageError{command: "postrider webhooks " + c.action, problem: fmt.Sprintf("%d arguments: must be one, the webhook's id", len(c.ids))}
+		}
+		return nil
+	})
+}
+
+func (c *stateWebhook) run(ctx context.Context, t *terminal) error {
+	var shown json.RawMessage
+	path := "/v1/webhooks/" + url.PathEscape(c.ids[0]) + "/" + c.action
+	if err := c.api.call(ctx, t, c.doing+" webhook "+c.ids[0], http.MethodPost, path, nil, &shown); err != nil {
+		return err
+	}
+	if t.asJSON {
+		return t.showJSON(shown)
+	}
+	var webhook struct {
+		ID    string `json:"id"`
+		State string `json:"state"`
+	}
+	if err := json.Unmarshal(shown, &webhook); err != nil {
+		return fmt.Errorf("reading webhook: %w", err)
+	}
+	return t.showLine("Webhook %s is %s.", webhook.ID, webhook.State)
 }
 
 // rewrapWebhooks is a writer of webhooks for as long as it runs, as each ingest is:
