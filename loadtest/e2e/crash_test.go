@@ -351,6 +351,6 @@ func (s *system) checkAudit(t *testing.T, outcomes []outcome, events, hooks int)
 	s.waitQuery(t, `SELECT result, count(), uniqExact(delivery_id) FROM postrider.outcomes WHERE result NOT IN ('retry') GROUP BY result`,
 		"delivered\t"+total+"\t"+total)
 	s.waitQuery(t, `SELECT state, count() FROM postrider.deliveries GROUP BY state`, "delivered\t"+total)
-	s.waitQuery(t, `SELECT count(), uniqExact(event_id), countIf(matches != `+fmt.Sprint(hooks)+`), countIf(body = '') FROM postrider.events`,
+	s.waitQuery(t, `SELECT count(), uniqExact(event_id), countIf(matches != `+fmt.Sprint(hooks)+`), countIf(body = '') FROM postrider.events WHERE `+notOperational,
 		fmt.Sprintf("%d\t%d\t0\t0", events, events))
 }

@@ -42,7 +42,7 @@ func TestFreshChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.waitQuery(t, `SELECT count(), sum(matches) FROM postrider.events`, fmt.Sprintf("%d\t%d", tries, tries/len(changes)))
+	s.waitQuery(t, `SELECT count(), sum(matches) FROM postrider.events WHERE `+notOperational, fmt.Sprintf("%d\t%d", tries, tries/len(changes)))
 	for i := range tries {
 		path := fmt.Sprintf("/changed/%d", i)
 		if i%len(changes) == moved {
