@@ -82,7 +82,6 @@ func (l *life) told(t *testing.T) (names []string, records []*kgo.Record) {
 
 func TestPauseResumeEnable(t *testing.T) {
 	l := startLife(t)
-	l.wantState(t, l.post(t, "enable"), "active", 1, 1)
 	l.wantState(t, l.post(t, "resume"), "active", 1, 1)
 	for range 2 {
 		l.wantState(t, l.post(t, "pause"), "paused", 2, 1)
@@ -162,7 +161,7 @@ func TestEnablingAlwaysWins(t *testing.T) {
 	gone := schemas.WebhookState{Generation: 1, FailingSince: at, Attempts: 3, DisabledAt: at.Add(time.Minute), Reason: "gone"}
 
 	l.say(t, schemas.WebhookState{Generation: 1, FailingSince: at, Attempts: 2})
-	got := l.post(t, "enable") // a change reads the topics to their end
+	got := l.post(t, "resume") // a change reads the topics to their end
 	l.wantState(t, got, "active", 1, 1)
 	if got.text("failing_since") != "2026-11-23T12:00:00Z" || got.text("disabled_reason") != "" {
 		t.Errorf("got %s, want it to be failing", got.raw)
@@ -196,6 +195,10 @@ func TestEnablingAlwaysWins(t *testing.T) {
 	l.say(t, gone)
 	l.wantState(t, l.patch(t, `{"active":false}`), "disabled", 6, 3)
 	l.wantState(t, l.post(t, "enable"), "active", 7, 4)
+	l.wantState(t, l.post(t, "enable"), "active", 8, 5)
+	gone.Generation = 4
+	l.say(t, gone) // decided before it was enabled once more
+	l.wantState(t, l.post(t, "resume"), "active", 8, 5)
 	names, _ := l.told(t)
 	want := []string{"created", "updated", "enabled", "updated", "enabled", "disabled", "enabled"}
 	if got := strings.ReplaceAll(fmt.Sprint(names), "webhook.", ""); got != fmt.Sprint(want) {

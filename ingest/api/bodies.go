@@ -182,10 +182,11 @@ func (s *Server) parsePlain(name string, raw json.RawMessage) (func(*schemas.Web
 	case "active":
 		active, err := required[bool](name, raw)
 		return func(w *schemas.Webhook) {
-			if active {
-				s.Registry.Enable(w)
-			} else {
+			switch {
+			case !active:
 				w.Active = false
+			case !s.Registry.Enabled(w):
+				s.Registry.Enable(w)
 			}
 		}, err
 	case "url":

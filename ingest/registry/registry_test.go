@@ -391,13 +391,13 @@ func TestDecideSeesWhatCameBefore(t *testing.T) {
 		w, _ := newWrite(&r.webhooks, r.topics.Changes, proposal[schemas.Webhook]{actor: Actor{ID: "test"}, action: "updated", id: "wh_1", change: c}, func(error) {})
 		batch = append(batch, w)
 	}
-	rows, rest := decide(batch) // five changes, and the event webhook.deleted
+	rows, rest := decide(batch) // five changes, the event webhook.deleted, and the end of its state
 	got := ""
 	for _, w := range batch {
 		got += fmt.Sprint(w.decided.refused != nil, " ")
 	}
-	if want := "false true false false true "; got != want || len(rows) != 3 || len(rest) != 6 || rows[2].Value != nil {
-		t.Errorf("got refusals %swith %d rows and %d further records, want %swith 3 and 6", got, len(rows), len(rest), want)
+	if want := "false true false false true "; got != want || len(rows) != 3 || len(rest) != 7 || rows[2].Value != nil {
+		t.Errorf("got refusals %swith %d rows and %d further records, want %swith 3 and 7", got, len(rows), len(rest), want)
 	}
 	if w, err := r.webhooks.get("wh_1"); err != nil || w.Revision != 1 {
 		t.Errorf("got %+v, %v in force before anything was written", w, err)

@@ -44,12 +44,10 @@ func (r *Registry) Enabled(w *schemas.Webhook) bool {
 	return w.Active && r.stateOf(w).DisabledAt.IsZero()
 }
 
-// Enable enables a webhook that is not. It makes a new generation, so that what
-// the sender found out, or is about to write of the one before, counts no more.
+// Enable enables a webhook, also one that seems to be enabled: the sender may be
+// about to disable it. It makes a new generation, so that what the sender found
+// out, or is about to write of the one before, counts no more.
 func (r *Registry) Enable(w *schemas.Webhook) {
-	if r.Enabled(w) {
-		return
-	}
 	w.Active = true
 	w.Generation++
 	if s, err := r.states.get(w.ID); err == nil && s != nil {
@@ -57,8 +55,8 @@ func (r *Registry) Enable(w *schemas.Webhook) {
 	}
 }
 
-// eventsOf returns the operational events about a change of a webhook; before is
-// nil where it is made, after where it is deleted.
+// eventsOf returns the operational events about a change of a webhook, and where it
+// is deleted the end of its state; before is nil where it is made, after where it is deleted.
 func (r *Registry) eventsOf(before, after *schemas.Webhook) ([]*kgo.Record, error) {
 	shown, at := after, time.Now().Truncate(time.Millisecond)
 	var names []string
@@ -90,6 +88,9 @@ func (r *Registry) eventsOf(before, after *schemas.Webhook) ([]*kgo.Record, erro
 			return nil, fmt.Errorf("telling of webhook %.64q: %w", shown.ID, err)
 		}
 		records[i] = event.Record(r.topics.Events)
+	}
+	if after == nil && before != nil { // what the sender found out about it is of no use any more
+		records = append(records, schemas.Tombstone(r.topics.WebhookStates, before.ID))
 	}
 	return records, nil
 }
