@@ -407,42 +407,6 @@ func (b *board) outstanding() bool {
 	return b.running > 0 || len(b.results) > 0
 }
 
-// snapshot is what metrics show.
-type snapshot struct {
-	running, waiting, partitions int
-	inFlight                     int64
-	breakers                     int       // open
-	waits                        []waits   // by tier, held last
-	oldest                       time.Time // when the oldest record that is not finished was written; zero if there is none
-}
-
-func (b *board) snapshot() snapshot {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	s := snapshot{running: b.running, waiting: b.waiting, partitions: len(b.sources), inFlight: b.inFlight}
-	for _, l := range b.lanes {
-		if l.breaker.open() {
-			s.breakers++
-		}
-	}
-	s.waits = make([]waits, len(b.effects.topics.Retry)+1)
-	for _, src := range b.sources {
-		if src.tier != noTier {
-			s.waits[src.tier].add(src)
-		} else if src.held {
-			s.waits[len(s.waits)-1].add(src)
-		}
-		at := src.tracker.oldest()
-		if at.IsZero() && len(src.queue) > 0 {
-			at = src.queue[0].Timestamp
-		}
-		if !at.IsZero() && (s.oldest.IsZero() || at.Before(s.oldest)) {
-			s.oldest = at
-		}
-	}
-	return s
-}
-
 // sweep forgets lanes that had nothing to do for a long time, and that nothing is known to come back to.
 func (b *board) sweep(now time.Time) {
 	b.mu.Lock()

@@ -1,10 +1,7 @@
 package consume
 
 import (
-	"bytes"
 	"time"
-
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/sender/deliver"
@@ -21,14 +18,11 @@ const (
 	// free, so that n stuck lanes leave 1/(1+n/4) of it to the others: never
 	// nothing (dynamic thresholds; Choudhury and Hahne, 1998).
 	laneShare = 4
-	// A partition's head may wait for its lane, and with it everything behind,
-	// this long at once and a tenth of the time in the long run.
-	holdBurst   = 250 * time.Millisecond
-	holdPercent = 10
 	// quickStep is the time between two places falling free up to which a lane
 	// counts as quick: waiting for it costs those behind less than parking does.
 	quickStep = 2 * time.Millisecond
-	// A lane begins with firstPlaces, and never has fewer than leastPlaces.
+	// A lane begins with firstPlaces, and has leastPlaces of a slow target, fewer of
+	// one that says that it is overloaded.
 	firstPlaces = 8
 	leastPlaces = 4
 	// slack is what an attempt may take beyond twice the target's best before its
@@ -42,41 +36,6 @@ const (
 	// laneIdle is how long a lane that has nothing to do keeps what it knows of its target.
 	laneIdle = 10 * time.Minute
 )
-
-// item is a delivery that was started: its offset is unfinished until its effects are committed.
-type item struct {
-	source   *source
-	lane     *lane
-	record   *kgo.Record
-	delivery schemas.Delivery
-	size     int64
-	started  time.Time
-
-	// aside says that it takes no place of its lane, as no request is expected of it.
-	aside   bool
-	refused bool // by the breaker
-	probe   bool // of the breaker
-	// disabled is the generation of its webhook that the sender has disabled; -1: none.
-	disabled int64
-	// passAt is its source's: see pass.
-	passAt time.Time
-}
-
-// maxDetached is the largest body that is copied rather than keeps its batch.
-const maxDetached = 32 << 10
-
-// detach lets the fetched batch go of which the record is a part: a slow
-// target's few deliveries would each keep the whole of theirs.
-func (it *item) detach() {
-	if len(it.record.Value) > maxDetached {
-		return
-	}
-	it.delivery.Body = bytes.Clone(it.record.Value)
-	it.record = &kgo.Record{
-		Topic: it.record.Topic, Partition: it.record.Partition, Offset: it.record.Offset, Timestamp: it.record.Timestamp,
-		Key: []byte(it.delivery.WebhookID), Value: it.delivery.Body,
-	}
-}
 
 // laneBounds are what a webhook's owner, or the sender, allows its lane.
 type laneBounds struct {
@@ -384,32 +343,4 @@ func (l *lane) drop(some func(*item) bool) (dropped []*item) {
 	clear(l.queue[len(kept):])
 	l.queue = kept
 	return dropped
-}
-
-// credit is how long a partition's head may still wait for its lane.
-type credit struct {
-	left  time.Duration
-	at    time.Time // when left was right
-	since time.Time // when the head began to wait; zero: it does not
-}
-
-// wait notes that the head waits for its lane and returns until when it may.
-func (c *credit) wait(now time.Time) time.Time {
-	if c.since.IsZero() {
-		if c.at.IsZero() {
-			c.left = holdBurst
-		} else {
-			c.left = min(holdBurst, c.left+now.Sub(c.at)*holdPercent/100)
-		}
-		c.since, c.at = now, now
-	}
-	return c.since.Add(c.left)
-}
-
-// move notes that the head moves.
-func (c *credit) move(now time.Time) {
-	if !c.since.IsZero() {
-		c.left = max(0, c.left-now.Sub(c.since))
-		c.since, c.at = time.Time{}, now
-	}
 }

@@ -6,6 +6,42 @@ import (
 	"github.com/postrider/postrider/schemas"
 )
 
+// snapshot is what metrics show.
+type snapshot struct {
+	running, waiting, partitions int
+	inFlight                     int64
+	breakers                     int       // open
+	waits                        []waits   // by tier, held last
+	oldest                       time.Time // when the oldest record that is not finished was written; zero if there is none
+}
+
+func (b *board) snapshot() snapshot {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := snapshot{running: b.running, waiting: b.waiting, partitions: len(b.sources), inFlight: b.inFlight}
+	for _, l := range b.lanes {
+		if l.breaker.open() {
+			s.breakers++
+		}
+	}
+	s.waits = make([]waits, len(b.effects.topics.Retry)+1)
+	for _, src := range b.sources {
+		if src.tier != noTier {
+			s.waits[src.tier].add(src)
+		} else if src.held {
+			s.waits[len(s.waits)-1].add(src)
+		}
+		at := src.tracker.oldest()
+		if at.IsZero() && len(src.queue) > 0 {
+			at = src.queue[0].Timestamp
+		}
+		if !at.IsZero() && (s.oldest.IsZero() || at.Before(s.oldest)) {
+			s.oldest = at
+		}
+	}
+	return s
+}
+
 // unread counts the records of a log that were not polled yet. Of those that were
 // there at the assignment only offsets are known, among which are the markers of
 // transactions; those that this member writes are counted.
