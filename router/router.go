@@ -78,7 +78,7 @@ func (w *watch) start(ctx context.Context, at kafka.StartAt) error {
 			return err
 		}
 		w.ready.Down(err)
-		if !sleep(ctx, checkEvery/4) {
+		if !process.Pause(ctx, checkEvery/4) {
 			return nil
 		}
 	}
@@ -102,15 +102,4 @@ func (w *watch) check(ctx context.Context, at kafka.StartAt, checked *time.Time)
 	}
 	w.ready.Up()
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

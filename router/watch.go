@@ -46,7 +46,7 @@ func (w *watch) run(ctx context.Context) error {
 		} else if ctx.Err() == nil {
 			w.kafka.Down(err)
 		}
-		if !sleep(ctx, checkEvery) {
+		if !process.Pause(ctx, checkEvery) {
 			return nil
 		}
 	}

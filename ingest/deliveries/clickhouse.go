@@ -14,6 +14,7 @@ import (
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/clickhouse"
 	"github.com/postrider/postrider/schemas/kafka"
+	"github.com/postrider/postrider/schemas/process"
 )
 
 const (
@@ -63,7 +64,7 @@ func (c *ClickHouse) Run(ctx context.Context) error {
 		} else if ctx.Err() == nil {
 			c.health.Down(err)
 		}
-		if !pause(ctx, checkEvery) {
+		if !process.Pause(ctx, checkEvery) {
 			return nil
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/process"
 )
 
 const (
@@ -102,7 +103,7 @@ func (j *Jobs) Run(ctx context.Context) error {
 			}
 		}
 		j.sweep(ctx, jobs)
-		if !pause(ctx, j.timing.look) {
+		if !process.Pause(ctx, j.timing.look) {
 			return nil
 		}
 	}
@@ -154,7 +155,7 @@ func (j *Jobs) work(ctx context.Context, id string) {
 	err := j.take(ctx, id)
 	for err == nil {
 		var wait time.Duration
-		if wait, err = j.step(ctx, id); err == nil && !pause(ctx, wait) {
+		if wait, err = j.step(ctx, id); err == nil && !process.Pause(ctx, wait) {
 			return
 		}
 	}
@@ -301,15 +302,3 @@ func (j *Jobs) sweep(ctx context.Context, jobs []schemas.Job) {
 }
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
-
-// pause waits, and reports whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}

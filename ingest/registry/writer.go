@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas/kafka"
+	"github.com/postrider/postrider/schemas/process"
 )
 
 const (
@@ -114,16 +115,7 @@ func (w *writer) serve(ctx context.Context, batch []*write) {
 		}
 		// Two replicas with changes to make take the id from each other. A pause of
 		// another length each time lets either finish hundreds of transactions (0.8 ms each) in between.
-		pause(ctx, 10*time.Millisecond+rand.N(90*time.Millisecond)) //nolint:gosec // no secret
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
+		process.Pause(ctx, 10*time.Millisecond+rand.N(90*time.Millisecond)) //nolint:gosec // no secret
 	}
 }
 

@@ -170,7 +170,7 @@ func (h *harness) eventually(what string, condition func() bool) {
 	h.t.Helper()
 	ctx := h.within()
 	for !condition() {
-		if !sleep(ctx, 25*time.Millisecond) {
+		if !process.Pause(ctx, 25*time.Millisecond) {
 			h.t.Fatalf("waiting until %s", what)
 		}
 	}

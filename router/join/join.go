@@ -134,7 +134,7 @@ func (j *Joiner) supervise(ctx context.Context, n int) error {
 			}
 			lastFenced = time.Now()
 		}
-		if !sleep(ctx, wait) {
+		if !process.Pause(ctx, wait) {
 			return nil
 		}
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/postrider/postrider/schemas/process"
 )
 
 // route writes a batch in as many transactions as it takes. Polling goes on when the last of them has ended: End takes everything polled for done.
@@ -40,7 +42,7 @@ func (s *session) route(ctx context.Context, b *batch) error {
 // the more partitions the session has. It says whether ctx is still alive.
 func (s *session) rest(ctx context.Context) bool {
 	pause := min(max(time.Duration(len(s.partitions))*time.Millisecond/4, time.Millisecond), 4*time.Millisecond)
-	return sleep(ctx, pause-time.Since(s.ended))
+	return process.Pause(ctx, pause-time.Since(s.ended))
 }
 
 // transact writes one transaction. It is not broken off when ctx ends, as that would leave its outcome unknown, but given a grace.
@@ -144,20 +146,5 @@ func withGrace(parent context.Context) (context.Context, context.CancelFunc) {
 	return ctx, func() {
 		stop()
 		cancel()
-	}
-}
-
-// sleep pauses and says whether ctx is still alive.
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }

@@ -218,7 +218,7 @@ func isEmpty(fetches kgo.Fetches) bool {
 // the same whatever is in it, and its readers a fetch: at 100 events/s nothing is
 // waited for, at 5,000 batches grow until there are about 40 a second.
 func (s *session) gather(ctx context.Context) bool {
-	return sleep(ctx, min(time.Duration(s.polled)*gatherEach, gatherMost)-time.Since(s.ended))
+	return process.Pause(ctx, min(time.Duration(s.polled)*gatherEach, gatherMost)-time.Since(s.ended))
 }
 
 // checkGroup takes what a poll says of the group itself out of its errors. After an outage that is one error for each attempt to join again.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/schemas/process"
 )
 
 // Errors of waiting on a Follower.
@@ -132,7 +134,7 @@ func (f *Follower) Run(ctx context.Context) error {
 				return fmt.Errorf("following %q: %w", f.topics, err)
 			}
 		}
-		if !pause(ctx, wait) {
+		if !process.Pause(ctx, wait) {
 			return nil
 		}
 	}
@@ -165,7 +167,7 @@ func (f *Follower) EndOffsets(ctx context.Context) (Offsets, error) {
 		// The log has lost what was read from it, which the watching goroutine is
 		// about to find out. Until then nobody may pass: the old positions are
 		// past the new log's end.
-		if !pause(ctx, askBehind) {
+		if !process.Pause(ctx, askBehind) {
 			return Offsets{}, fmt.Errorf("asking for the end of %q: %w: %w", f.topics, ctx.Err(), errOtherLog)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/postrider/postrider/schemas/process"
 )
 
 // table is an owner's: what is in force, and aside of it a new one while the
@@ -108,7 +110,7 @@ func waitUntil(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	ctx := within(t)
 	for !condition() {
-		if !pause(ctx, 2*time.Millisecond) {
+		if !process.Pause(ctx, 2*time.Millisecond) {
 			t.Fatalf("never came true: %s", what)
 		}
 	}

@@ -168,7 +168,7 @@ func commit(ctx context.Context, cl *kgo.Client, group string, offsets map[Place
 func untilCoordinated(ctx context.Context, ask func() error) error {
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, maxPause) {
 		err := ask()
-		if !kerr.IsRetriable(err) || !pause(ctx, wait) {
+		if !kerr.IsRetriable(err) || !process.Pause(ctx, wait) {
 			return err
 		}
 	}

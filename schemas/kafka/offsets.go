@@ -10,6 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/postrider/postrider/schemas/process"
 )
 
 // Special times of ListOffsets (KIP-79), and its isolation levels (KIP-98).
@@ -82,7 +84,7 @@ func listOffsets(ctx context.Context, cl *kgo.Client, places []Place, timestamp 
 		if len(found) == len(places) {
 			return found, nil
 		}
-		if !passing(last) || !pause(ctx, wait) {
+		if !passing(last) || !process.Pause(ctx, wait) {
 			return nil, fmt.Errorf("asking for offsets of %v: %w", missing(places, found), because(ctx.Err(), last))
 		}
 	}
@@ -184,18 +186,6 @@ func because(err, reason error) error {
 		return err
 	default:
 		return fmt.Errorf("%w: %w", err, reason)
-	}
-}
-
-// pause waits, and says whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 

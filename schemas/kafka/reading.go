@@ -11,6 +11,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/schemas/process"
 )
 
 const (
@@ -151,7 +153,7 @@ func (r *reading) poll(ctx context.Context) {
 			wait = minPause
 			continue
 		}
-		if !pause(ctx, wait) {
+		if !process.Pause(ctx, wait) {
 			return
 		}
 		wait = min(2*wait, maxPause)
@@ -308,7 +310,7 @@ func (r *reading) watch(ctx context.Context) {
 		if behind {
 			wait = askBehind
 		}
-		if !pause(ctx, wait) {
+		if !process.Pause(ctx, wait) {
 			return
 		}
 		if behind && !r.send(ctx, r.probeAll(ctx, a)) {

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/process"
 )
 
 // CreateTopics creates the topics that are not there yet, each with its settings,
@@ -83,7 +84,7 @@ func awaitLeaders(ctx context.Context, cl *kgo.Client, topics []string) error {
 				err = cmp.Or(err, none)
 			}
 		}
-		if err == nil || !passing(err) || !pause(ctx, wait) {
+		if err == nil || !passing(err) || !process.Pause(ctx, wait) {
 			return err
 		}
 	}

@@ -112,7 +112,7 @@ func (s *service) run(ctx context.Context) {
 		}
 		if err != nil && ctx.Err() == nil {
 			s.audit.Down(err) // which logs it
-			pause(ctx, retryDelay)
+			process.Pause(ctx, retryDelay)
 		}
 	}
 }
@@ -134,7 +134,7 @@ func (s *service) waitForSchema(ctx context.Context) error {
 		default:
 			s.clickhouse.Down(err)
 		}
-		if !pause(ctx, retryDelay) {
+		if !process.Pause(ctx, retryDelay) {
 			return ctx.Err()
 		}
 	}
@@ -178,17 +178,5 @@ func (s *service) clientID() string {
 func sourcesOf(t schemas.Topics) map[string]source {
 	return map[string]source{
 		t.Events: sourceEvents, t.Routed: sourceRouted, t.Deliveries: sourceDeliveries, t.Outcomes: sourceOutcomes, t.Changes: sourceChanges,
-	}
-}
-
-// pause waits, and reports whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
