@@ -60,7 +60,7 @@ func TestKilledWriter(t *testing.T) {
 		_ = writer.Wait() // killed
 	}
 	w.startChild(t)
-	w.waitExact(t, time.Minute)
+	w.waitExact(t, 3*time.Minute)
 }
 
 // TestStoppedWriter freezes a writer until another has its partitions: what it
@@ -78,10 +78,10 @@ func TestStoppedWriter(t *testing.T) {
 	}
 	sendSignal(t, zombie, syscall.SIGSTOP)
 	w.startChild(t)
-	w.waitExact(t, time.Minute)
+	w.waitExact(t, 3*time.Minute)
 	sendSignal(t, zombie, syscall.SIGCONT)
 	w.produce(t, 3000)
-	w.waitExact(t, time.Minute)
+	w.waitExact(t, 3*time.Minute)
 }
 
 // TestWritersComeAndGo moves partitions between two writers while rows flow.
@@ -95,7 +95,7 @@ func TestWritersComeAndGo(t *testing.T) {
 		w.waitProgress(t)
 		stop()
 	}
-	w.waitExact(t, time.Minute)
+	w.waitExact(t, 3*time.Minute)
 }
 
 // TestAnswersLost cuts connections after the rows have gone and before the
@@ -113,7 +113,7 @@ func TestAnswersLost(t *testing.T) {
 			w.waitProgress(t)
 		}
 	}
-	w.waitExact(t, time.Minute)
+	w.waitExact(t, 3*time.Minute)
 	if unknown := metric(t, p, "postrider_audit_inserts_total", "result", "unknown"); unknown == 0 {
 		t.Error("no answer was lost: the test shows nothing")
 	}
@@ -144,7 +144,7 @@ func (w *world) waitProgress(t *testing.T) {
 	t.Helper()
 	rows := func() string { return w.query(t, "SELECT count() FROM {db}.outcomes") }
 	before := rows()
-	pipeline.Wait(t, time.Minute, "the writer", func() error {
+	pipeline.Wait(t, 3*time.Minute, "the writer", func() error {
 		if now := rows(); now == before && now != strconv.Itoa(w.want["outcomes"]) {
 			return fmt.Errorf("still %s outcomes", now)
 		}

@@ -34,14 +34,14 @@ func TestClickHouseAway(t *testing.T) {
 		t.Errorf("%v bytes are held of a buffer of 4 MiB and one poll", held)
 	}
 	w.store.Restart(t)
-	w.waitExact(t, time.Minute)
+	w.waitExact(t, 3*time.Minute)
 	waitDependency(t, p, "clickhouse", "up", "")
 
 	w.store.Suspend(t)
 	w.produce(t, 3000)
 	waitDependency(t, p, "clickhouse", "down", "")
 	w.store.Continue(t)
-	w.waitExact(t, time.Minute)
+	w.waitExact(t, 3*time.Minute)
 }
 
 func TestOldSchemaHoldsTheAudit(t *testing.T) {
