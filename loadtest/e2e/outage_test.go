@@ -25,6 +25,14 @@ func TestOutages(t *testing.T) {
 	s.waitAway(t)
 	cluster.Brokers[0].Restart(t)
 	s.waitBack(t)
+	// A broker that has just been started may take longer than a change may.
+	pipeline.Wait(t, 2*soon, "a change", func() error {
+		a, err := s.try(t, http.MethodPost, "/v1/keys", `{"organization":"acme","scopes":["events:write"]}`)
+		if err == nil && a.Status != http.StatusCreated {
+			err = fmt.Errorf("got %d %s", a.Status, a.Body)
+		}
+		return err
+	})
 	hook := s.subscribe(t, "acme", "", "/outage", "*")
 	l := s.startLoad(t, "acme", 3)
 	l.progress(t)

@@ -55,19 +55,29 @@ type question struct {
 	kind uint16
 }
 
+// listen returns sockets of one port: one that is free for UDP may be in use for TCP.
+func listen(t testing.TB, addr string) (packets net.PacketConn, ln net.Listener) {
+	t.Helper()
+	var err error
+	for range 20 {
+		if packets, err = (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", addr); err != nil {
+			break
+		}
+		if ln, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", packets.LocalAddr().String()); err == nil {
+			return packets, ln
+		}
+		_ = packets.Close()
+	}
+	t.Fatalf("listening on %s: %v", addr, err)
+	return nil, nil
+}
+
 // Start starts a nameserver that ends with the test, on an address such as
 // 127.0.0.1:0. Names that it was not told of do not exist, unless it was told of "*".
 func Start(t testing.TB, addr string) *Server {
 	t.Helper()
-	packets, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", addr)
-	if err != nil {
-		t.Fatalf("listening on %s: %v", addr, err)
-	}
+	packets, ln := listen(t, addr)
 	s := &Server{addr: packets.LocalAddr().String(), ending: make(chan struct{}), answers: map[string][]Answer{}, asked: map[question]int{}}
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", s.addr)
-	if err != nil {
-		t.Fatalf("listening on %s: %v", s.addr, err)
-	}
 	servers := []*dns.Server{{PacketConn: packets, Handler: s}, {Listener: ln, Handler: s}}
 	var all sync.WaitGroup
 	for _, server := range servers {
