@@ -26,11 +26,13 @@ type Seen struct {
 //	GET /requests              every request, path by path, a JSON object a line
 //	GET /requests?path=/a      those of one path, in the order in which they came
 //	GET /requests?path=/a&from=7   … but for the first seven
+//	DELETE /requests           forgets them, which a long run's memory needs
 //	GET /total                 how many there were, of all paths
 //	GET /readyz                200
 func (r *Receiver) RequestsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /requests", r.serveRequests)
+	mux.HandleFunc("DELETE /requests", r.serveForget)
 	mux.HandleFunc("GET /total", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(strconv.AppendInt(nil, int64(r.Total()), 10)) // the asker's loss
 	})
