@@ -28,8 +28,9 @@ type options struct {
 
 //nolint:gochecknoglobals // the flags of a test binary have no other place
 var (
-	full    = options{connections: 64, webhooks: 100}
-	results string
+	full       = options{connections: 64, webhooks: 100}
+	fullSender senderOptions
+	results    string
 )
 
 func TestMain(m *testing.M) {
@@ -47,7 +48,8 @@ func TestMain(m *testing.M) {
 	production := schemas.DefaultPartitions()
 	flag.IntVar(&full.partitions.Events, "events-partitions", production.Events, "partitions of events")
 	flag.IntVar(&full.partitions.Deliveries, "deliveries-partitions", production.Deliveries, "partitions of deliveries")
-	flag.StringVar(&results, "results", filepath.Join("results", "bench.json"), "file for the figures, from the package's folder")
+	fullSender.register()
+	flag.StringVar(&results, "results", filepath.Join("results", "bench.json"), "file for the figures, from the package's folder; the sender's go beside it")
 	pipeline.Main(m)
 }
 
@@ -55,7 +57,7 @@ func TestMain(m *testing.M) {
 func BenchmarkPipeline(b *testing.B) {
 	for b.Loop() {
 		r := measure(b, full)
-		if err := errors.Join(r.print(os.Stdout), r.write(results)); err != nil {
+		if err := errors.Join(r.print(os.Stdout), write(results, r)); err != nil {
 			b.Fatal(err)
 		}
 		b.ReportMetric(r.Figures[0].Pipeline, "events/s")
@@ -71,7 +73,7 @@ func TestBenchAtSmallSize(t *testing.T) {
 	})
 	path := filepath.Join(t.TempDir(), "results", "bench.json")
 	var table bytes.Buffer
-	if err := errors.Join(r.print(&table), r.write(path)); err != nil {
+	if err := errors.Join(r.print(&table), write(path, r)); err != nil {
 		t.Fatal(err)
 	}
 	t.Log(table.String())

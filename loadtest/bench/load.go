@@ -1,12 +1,18 @@
 // Package bench measures the whole pipeline on Apache Kafka and ClickHouse, with
 // each service, the receiver and the client as a process of its own, and beside it
-// the raw limit: the same client posting straight to the same receiver.
+// the raw limit: the same client posting straight to the same receiver. And the
+// sender alone, case by case: quick targets beside bad ones, many targets and one,
+// a target that returns, a second sender that comes and goes.
 //
 //	go test -run '^$' -bench . -benchtime 1x ./bench
+//	go test -run '^$' -bench Pipeline -benchtime 1x ./bench
+//	go test -run '^$' -bench Sender/OneHangs -benchtime 1x ./bench
 //
-// It prints a table and writes JSON; the flags -events, -warmup, -rate, -seconds,
-// -events-partitions, -deliveries-partitions and -results say how much and where
-// to. No figure fails it: an event that did not arrive exactly once does.
+// It prints tables and writes JSON; flags say how much and where to: -events,
+// -warmup, -rate, -seconds, -events-partitions and -results of the pipeline,
+// -deliveries, -sender-warmup, -rounds, -steady, -share, -targets, -concurrency,
+// -outage, -outage-rate and -audit of the sender, -deliveries-partitions of both.
+// No figure fails it: an event that did not arrive exactly once does.
 package bench
 
 import (

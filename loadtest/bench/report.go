@@ -30,14 +30,13 @@ const (
 
 // report is what a run found. Milliseconds, megabytes (10⁶ bytes), events a second.
 type report struct {
-	At           time.Time `json:"at"`
-	Processors   int       `json:"processors"`
-	LoadBefore   string    `json:"load_before"` // /proc/loadavg: what else the machine did
-	Events       int       `json:"events"`
-	Warmup       int       `json:"warmup"`
-	PayloadBytes int       `json:"payload_bytes"`
-	Connections  int       `json:"connections"`
-	Webhooks     int       `json:"webhooks"`
+	surroundings
+
+	Events       int `json:"events"`
+	Warmup       int `json:"warmup"`
+	PayloadBytes int `json:"payload_bytes"`
+	Connections  int `json:"connections"`
+	Webhooks     int `json:"webhooks"`
 	// Partitions are those of events and of deliveries.
 	Partitions    schemas.Partitions `json:"partitions"`
 	LatencyRate   int                `json:"latency_rate"`
@@ -45,6 +44,13 @@ type report struct {
 
 	Figures []figure `json:"figures"`
 	Costs   []cost   `json:"costs"`
+}
+
+// surroundings are when and where it was measured.
+type surroundings struct {
+	At         time.Time `json:"at"`
+	Processors int       `json:"processors"`
+	LoadBefore string    `json:"load_before"` // /proc/loadavg: what else the machine did
 }
 
 // figure is a measurement beside the raw limit's from the same run.
@@ -56,10 +62,11 @@ type figure struct {
 	Bare float64 `json:"bare,omitempty"`
 	// Ratio is Pipeline to Bare.
 	Ratio float64 `json:"ratio,omitempty"`
-	// Floor is what Pipeline must be at least, or at most if AtMost; 0: there is none.
-	Floor  float64 `json:"floor,omitempty"`
-	AtMost bool    `json:"at_most,omitempty"`
-	Met    *bool   `json:"met,omitempty"`
+	// Floor is what Pipeline, or Ratio if OfRatio, must be at least, or at most if AtMost; 0: there is none.
+	Floor   float64 `json:"floor,omitempty"`
+	AtMost  bool    `json:"at_most,omitempty"`
+	OfRatio bool    `json:"floor_of_ratio,omitempty"`
+	Met     *bool   `json:"met,omitempty"`
 }
 
 func newFigure(name, unit string, pipeline, bare float64) figure {
@@ -72,9 +79,19 @@ func newFigure(name, unit string, pipeline, bare float64) figure {
 
 // held is the figure with its floor: at least so much, or at most.
 func (f figure) held(floor float64, most bool) figure {
-	met := f.Pipeline >= floor
+	return f.judged(f.Pipeline, floor, most)
+}
+
+// heldRatio is the figure with a floor of its ratio.
+func (f figure) heldRatio(floor float64, most bool) figure {
+	f.OfRatio = true
+	return f.judged(f.Ratio, floor, most)
+}
+
+func (f figure) judged(x, floor float64, most bool) figure {
+	met := x >= floor
 	if most {
-		met = f.Pipeline <= floor
+		met = x <= floor
 	}
 	f.Floor, f.AtMost, f.Met = floor, most, &met
 	return f
@@ -149,12 +166,8 @@ func (r report) print(w io.Writer) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "\n%d events (after %d that are not measured) of %d bytes, %d connections, %d webhooks, %d and %d partitions; latency: %d events at %d/s; %d processors, load before %s\n\n",
 		r.Events, r.Warmup, r.PayloadBytes, r.Connections, r.Webhooks, r.Partitions.Events, r.Partitions.Deliveries, r.LatencyEvents, r.LatencyRate, r.Processors, r.LoadBefore)
-	const row = "%-38s %10s %10s %8s  %s\n"
-	fmt.Fprintf(&text, row, "", "pipeline", "bare loop", "ratio", "floor")
-	for _, f := range r.Figures {
-		fmt.Fprintf(&text, row, f.Name+", "+f.Unit, amount(f.Pipeline), amount(f.Bare), amount(f.Ratio), f.verdict())
-	}
-	const costRow = "%-38s %10s %10s %8s\n"
+	appendFigures(&text, "pipeline", "bare loop", r.Figures)
+	const costRow = "%-46s %10s %10s %8s\n"
 	fmt.Fprintf(&text, "\n"+costRow, "CPU-seconds per 1,000 events", "pipeline", "bare loop", "peak MB")
 	for _, c := range r.Costs {
 		fmt.Fprintf(&text, costRow, c.Process, amount(c.Pipeline), amount(c.Bare), amount(c.Peak))
@@ -163,6 +176,15 @@ func (r report) print(w io.Writer) error {
 		return fmt.Errorf("printing table: %w", err)
 	}
 	return nil
+}
+
+// appendFigures appends a table. The names are of what Pipeline and Bare hold.
+func appendFigures(text *strings.Builder, pipeline, bare string, figures []figure) {
+	const row = "%-46s %10s %10s %8s  %s\n"
+	fmt.Fprintf(text, row, "", pipeline, bare, "ratio", "floor")
+	for _, f := range figures {
+		fmt.Fprintf(text, row, f.Name+", "+f.Unit, amount(f.Pipeline), amount(f.Bare), amount(f.Ratio), f.verdict())
+	}
 }
 
 func (f figure) verdict() string {
@@ -175,6 +197,9 @@ func (f figure) verdict() string {
 	}
 	if !*f.Met {
 		met = "NOT MET"
+	}
+	if f.OfRatio {
+		sign = "ratio " + sign
 	}
 	return sign + " " + amount(f.Floor) + " " + met
 }
@@ -195,9 +220,9 @@ func amount(x float64) string {
 	}
 }
 
-// write writes the report as JSON, and makes the folder for it.
-func (r report) write(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
+// write writes a report as JSON, and makes the folder for it.
+func write(path string, report any) error {
+	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding report: %w", err)
 	}
@@ -211,12 +236,12 @@ func (r report) write(path string) error {
 }
 
 // machine fills in where and when it was measured.
-func (r *report) machine() error {
+func (s *surroundings) machine() error {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return fmt.Errorf("reading load: %w", err)
 	}
-	r.At, r.Processors, r.LoadBefore = time.Now().UTC(), runtime.NumCPU(), strings.TrimSpace(string(text))
+	s.At, s.Processors, s.LoadBefore = time.Now().UTC(), runtime.NumCPU(), strings.TrimSpace(string(text))
 	return nil
 }
 
