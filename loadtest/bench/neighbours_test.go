@@ -28,7 +28,7 @@ type neighbours struct {
 	names    int      // given so far
 
 	// What was found.
-	calm, beside   side
+	calm, beside   mixed
 	rate           float64 // steady
 	written, ended int     // deliveries to targets that refuse
 	retries        float64 // records in retry tiers
@@ -36,10 +36,11 @@ type neighbours struct {
 	requests       float64
 }
 
-// side is what was found of the healthy in one of the two.
-type side struct {
-	count, took float64 // at full speed: deliveries, and microseconds for them
-	waits       []float64
+// mixed is what was found of the healthy in one of the two, at full speed and steady.
+type mixed struct {
+	side
+
+	waits []float64
 }
 
 const (
@@ -59,7 +60,7 @@ func (n neighbours) measure(t testing.TB, o senderOptions) found {
 			n.phase(t, r, healthy, &n.calm, traffic{count: o.deliveries})
 		}
 		if round == 0 {
-			n.rate = o.share * n.calm.rate() * float64(len(n.turns(healthy, healthy))) / float64(n.healthy)
+			n.rate = o.share * n.calm.halfRate() * float64(len(n.turns(healthy, healthy))) / float64(n.healthy)
 		}
 		steady := traffic{count: int(n.rate * float64(o.seconds)), rate: n.rate}
 		if n.full {
@@ -70,8 +71,6 @@ func (n neighbours) measure(t testing.TB, o senderOptions) found {
 	}
 	return n.found(o)
 }
-
-func (s *side) rate() float64 { return s.count * 1e6 / s.took }
 
 // turns is who gets a delivery after whom.
 func (n *neighbours) turns(healthy, others []*schemas.Webhook) (turns []*schemas.Webhook) {
@@ -88,7 +87,7 @@ func (n *neighbours) turns(healthy, others []*schemas.Webhook) (turns []*schemas
 }
 
 // phase sends one traffic, and notes what the healthy got of it on its side.
-func (n *neighbours) phase(t testing.TB, r *rig, healthy []*schemas.Webhook, on *side, l traffic) {
+func (n *neighbours) phase(t testing.TB, r *rig, healthy []*schemas.Webhook, on *mixed, l traffic) {
 	t.Helper()
 	name := n.name(r, healthy)
 	var others []*schemas.Webhook
@@ -106,8 +105,7 @@ func (n *neighbours) phase(t testing.TB, r *rig, healthy []*schemas.Webhook, on 
 	w := r.send(t, l)
 	got := r.await(t, w, "wh_healthy_", false)
 	if l.rate == 0 {
-		on.count += float64(len(got.waits))
-		on.took += float64(got.took)
+		on.add(got)
 	} else {
 		on.waits = append(on.waits, got.waits...)
 	}
@@ -196,10 +194,13 @@ func (n *neighbours) count(t testing.TB, r *rig, id string) {
 }
 
 func (n *neighbours) found(o senderOptions) found {
-	f := found{Setup: fmt.Sprintf("%s; beside: all are quick; %d rounds, backlogs of %d, steady %.0f/s (%.2f of full speed) for %d s each",
+	f := found{Setup: fmt.Sprintf("%s; beside: all are quick; %d rounds, backlogs of %d, steady %.0f/s (%.2f of full speed to half of a backlog) for %d s each",
 		n.setup, o.rounds, o.deliveries, n.rate, o.share, o.seconds)}
 	if n.full {
-		f.Figures = append(f.Figures, newFigure("healthy at full speed", "deliveries/s", n.beside.rate(), n.calm.rate()).heldRatio(floorNeighbours, atLeast))
+		f.Figures = append(f.Figures,
+			newFigure("healthy at full speed, to the last", "deliveries/s", n.beside.rate(), n.calm.rate()).heldRatio(floorNeighbours, atLeast),
+			newFigure("  to half of them", "deliveries/s", n.beside.halfRate(), n.calm.halfRate()).heldRatio(floorNeighbours, atLeast),
+		)
 	}
 	f.Figures = append(f.Figures,
 		newFigure("healthy, routed to received, p50", "ms", quantile(n.beside.waits, 0.5), quantile(n.calm.waits, 0.5)),

@@ -15,7 +15,9 @@ import (
 )
 
 const (
-	floorGrowth = 2.0 // from one second to the next
+	// floorGrowth is from one second to the next. The receiver's seconds are cut a few
+	// milliseconds off the sender's, which is a request or two in a hundred.
+	floorGrowth = 2.05
 	// rampSeconds of a return are told of: five doublings from a tenth carry beyond the rate.
 	rampSeconds = 12
 )

@@ -255,8 +255,21 @@ func (r *rig) send(t testing.TB, l traffic) *written {
 // arrivals are those of some webhooks' deliveries.
 type arrivals struct {
 	waits []float64 // milliseconds from routed to received
-	took  int64     // microseconds from the first one's writing to the last one's arrival
+	after []float64 // microseconds from the first one's writing to each one's arrival
 }
+
+// side is what was found of backlogs: deliveries a second until the last one had
+// come, and until half of them had, which a few that wait for long do not bear on.
+type side struct{ count, took, half float64 }
+
+func (s *side) add(a arrivals) {
+	s.count += float64(len(a.after))
+	s.took += quantile(a.after, 1)
+	s.half += quantile(a.after, 0.5)
+}
+
+func (s *side) rate() float64     { return s.count * 1e6 / s.took }
+func (s *side) halfRate() float64 { return s.count / 2 * 1e6 / s.half }
 
 // await waits until each delivery to a quick target has arrived, and the audit,
 // if it is on, has its row; and returns those to webhooks whose id has a prefix.
@@ -278,16 +291,15 @@ func (r *rig) await(t testing.TB, w *written, prefix string, twice bool) (found 
 		if twice {
 			seen = firsts(seen)
 		}
-		var last int64
 		var err error
-		if found.waits, last, err = waits(sent{SentAt: chosen.at}, seen, chosen.message); err == nil {
-			found.took = last - w.at[0]
-		}
-		if !twice && err != nil {
+		if found.waits, _, err = waits(sent{SentAt: chosen.at}, seen, chosen.message); err != nil && !twice {
 			t.Fatal(err)
 		}
 		return err
 	})
+	for i, at := range chosen.at {
+		found.after = append(found.after, float64(at-w.at[0])+1000*found.waits[i])
+	}
 	r.forget(t)
 	r.awaitRows(t, limit)
 	return found
