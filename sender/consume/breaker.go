@@ -1,6 +1,7 @@
 package consume
 
 import (
+	"math"
 	"time"
 
 	"github.com/postrider/postrider/sender/deliver"
@@ -16,8 +17,10 @@ const (
 	breakerPause = 5 * time.Second
 	breakerMost  = 30 * time.Second
 	// A target that is well again is asked for a rampFrom-th of its rate for a
-	// second, then twice as much each second, until that is no bound any more.
+	// second, then for rampGrowth times as much each second, until that is no bound
+	// any more. It is below two so that no second has more than twice the one before.
 	rampFrom    = 10
+	rampGrowth  = 1.9
 	rampSeconds = 10
 	// leastRate is that of a lane which had a lower one, in a second.
 	leastRate = 10
@@ -101,6 +104,6 @@ func (r *ramp) gap(now time.Time) time.Duration {
 		r.since = time.Time{}
 		return 0
 	}
-	count := max(r.rate, leastRate) / rampFrom * float64(int(1)<<second)
+	count := max(r.rate, leastRate) / rampFrom * math.Pow(rampGrowth, float64(second))
 	return time.Duration(float64(time.Second+lateness) / count)
 }
