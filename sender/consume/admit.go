@@ -192,12 +192,7 @@ func checkSize(r *kgo.Record) error {
 func (b *board) headLocked(src *source, now time.Time, r *round) bool {
 	it := src.head
 	if src.tier != noTier {
-		rest := it.delivery.DueAt.Sub(now)
-		tier, far := retry.Next(rest)
-		if it.delivery.Parks > 0 { // of its turn, which its lane keeps
-			rest -= it.lane.early(now)
-			tier, far = retry.Within(rest)
-		}
+		rest, tier, far := it.rest(now)
 		if far {
 			b.settleLocked(it, r, b.effects.hop(it.record, tier, now))
 			return src.pop()

@@ -22,6 +22,8 @@ const (
 	rampFrom    = 10
 	rampGrowth  = 1.9
 	rampSeconds = 10
+	// meterEvery is how long deliveries are counted for one sample of a rate.
+	meterEvery = 500 * time.Millisecond
 	// leastRate is that of a lane which had a lower one, in a second.
 	leastRate = 10
 )
@@ -72,15 +74,20 @@ func (b *breaker) note(it *item, h deliver.Health, now time.Time) (opened, close
 
 // meter is the moving average of how many deliveries a target takes in a second.
 type meter struct {
-	since time.Time // when the second began that is counted
+	since time.Time // what is counted
 	count int
 	rate  float64
 }
 
 func (m *meter) note(now time.Time) {
-	if took := now.Sub(m.since); took >= time.Second {
-		if !m.since.IsZero() {
-			m.rate += (float64(m.count)/took.Seconds() - m.rate) / 2
+	if took := now.Sub(m.since); took >= meterEvery {
+		rate := float64(m.count) / took.Seconds()
+		switch {
+		case m.since.IsZero():
+		case m.rate == 0:
+			m.rate = rate
+		default:
+			m.rate += (rate - m.rate) / 4
 		}
 		m.since, m.count = now, 0
 	}

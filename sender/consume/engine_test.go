@@ -2,6 +2,7 @@ package consume
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -179,6 +180,42 @@ func TestRetryRecordsOfAnAttemptAreBounded(t *testing.T) {
 				t.Errorf("%d requests, want all %d served", len(s.requests["w"]), test.backlog)
 			}
 		})
+	}
+}
+
+// TestBacklogOfQuickTargetsHasNoTail has one CPU for ten targets and a backlog of each: most is parked now and then.
+func TestBacklogOfQuickTargetsHasNoTail(t *testing.T) {
+	const targets, backlog, cost = 10, 3000, 200 * time.Microsecond
+	s := startSim(t, 4)
+	var free time.Time
+	n := 0
+	s.target = func(*item) (time.Duration, deliver.Verdict) {
+		if n++; n%2000 == 0 {
+			free = laterOf(free, s.now).Add(300 * time.Millisecond) // the machine is somebody else's for a moment
+		}
+		free = laterOf(free, s.now).Add(cost)
+		return free.Sub(s.now) + time.Millisecond, well
+	}
+	for i := range targets {
+		s.webhook(t, fmt.Sprint(i), nil)
+	}
+	for range backlog / 10 {
+		for i := range targets {
+			s.deliver(fmt.Sprint(i), 10)
+		}
+	}
+	began := s.now
+	s.run(t, s.now.Add(3*time.Minute), nil)
+	var last time.Time
+	made := 0
+	for i := range targets {
+		made += len(s.requests[fmt.Sprint(i)])
+		last = laterOf(last, slices.MaxFunc(s.requests[fmt.Sprint(i)], time.Time.Compare))
+	}
+	best := targets*backlog*cost + targets*backlog/2000*300*time.Millisecond
+	t.Logf("%d deliveries took %v, at best %v; %d were parked", made, last.Sub(began), best, s.waiting["0"]*targets)
+	if took := last.Sub(began); made != targets*backlog || took > 2*best {
+		t.Errorf("%d deliveries took %v, want %d in at most twice %v", made, took, targets*backlog, best)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/sender/retry"
 )
 
 // item is a delivery that was started: its offset is unfinished until its effects are committed.
@@ -26,6 +27,22 @@ type item struct {
 	disabled int64
 	// passAt is its source's: see pass.
 	passAt time.Time
+}
+
+// rest is how long a delivery of a tier still waits at now, and in which tier it
+// goes on to wait if that is far. One that was parked waits for its turn, which its
+// lane keeps itself when it is near; where nothing else is to be done, it need not.
+func (it *item) rest(now time.Time) (rest time.Duration, tier int, far bool) {
+	rest = it.delivery.DueAt.Sub(now)
+	if it.delivery.Parks == 0 {
+		tier, far = retry.Next(rest)
+		return rest, tier, far
+	}
+	if rest -= it.lane.early(now); it.lane.starved(now) {
+		rest = 0
+	}
+	tier, far = retry.Within(rest)
+	return rest, tier, far
 }
 
 // maxDetached is the largest body that is copied rather than keeps its batch.

@@ -67,8 +67,8 @@ type lane struct {
 	queue   []*item
 	bytes   int64 // of running and queue
 
-	// pace is the moving average of how long an attempt takes, best about the shortest.
-	pace, best time.Duration
+	// pace is the moving average of how long an attempt takes, usual a slower one, and best about the shortest.
+	pace, usual, best time.Duration
 	// progress is when an attempt ended last, or began while none was running, or the lane was made.
 	progress time.Time
 	// nextAt is when the next attempt may begin, under an interval, a ramp, or because the target said so.
@@ -143,9 +143,10 @@ func (l *lane) learn(it *item, v deliver.Verdict, now time.Time) {
 		l.places = min(float64(l.most), l.places+0.5)
 	}
 	if l.pace == 0 {
-		l.pace = took
+		l.pace, l.usual = took, took
 	}
 	l.pace += (took - l.pace) / 8
+	l.usual += (took - l.usual) / 64
 }
 
 // step is the time between the beginnings of two attempts.
@@ -205,12 +206,29 @@ func (l *lane) patience(now time.Time) time.Duration {
 	return patience
 }
 
+// turn is the time between two of those that are parked: by how long an attempt
+// usually takes, or by how many are taken in a second, whichever is less. What
+// slows the lane or the machine for a moment, such as the ramp after an outage, is
+// over by then.
+func (l *lane) turn() time.Duration {
+	between := l.usual / time.Duration(l.limit())
+	if l.meter.rate > 0 {
+		between = min(between, time.Duration(float64(time.Second)/l.meter.rate))
+	}
+	return max(l.interval, between)
+}
+
 // early is how long before its turn a delivery may come back.
 func (l *lane) early(now time.Time) time.Duration {
 	if l.steady(now) {
-		return turnsQueued / 2 * l.spacing(now)
+		return turnsQueued / 2 * l.turn()
 	}
 	return 0
+}
+
+// starved reports whether an attempt could begin now and none waits.
+func (l *lane) starved(now time.Time) bool {
+	return l.steady(now) && len(l.queue) == 0 && l.running < l.limit() && !now.Before(l.nextAt)
 }
 
 // take decides on one more delivery, except that hold may have to become park.
@@ -242,13 +260,15 @@ type parking struct {
 // parked before it have had their turn. Of a target that fails or hangs nobody
 // knows; who comes too early is parked for twice as long.
 func (l *lane) parked(now time.Time) parking {
-	first := now.Add(l.expected(now)) // behind those in queue
-	between := l.spacing(now)
-	if !l.steady(now) {
-		first, between = laterOf(now, l.nextAt), l.best/time.Duration(l.limit())
+	steady, between := l.steady(now), l.turn()
+	first := laterOf(now, l.nextAt)
+	if steady {
+		first = first.Add(time.Duration(len(l.queue)) * between) // behind those in queue
+	} else {
+		between = l.best / time.Duration(l.limit())
 	}
 	l.backlog = laterOf(l.backlog, first).Add(between)
-	return parking{l.backlog.Sub(now), l.steady(now) && between > 0}
+	return parking{l.backlog.Sub(now), steady && between > 0}
 }
 
 func (l *lane) begin(it *item, now time.Time) {
