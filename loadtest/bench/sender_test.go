@@ -83,7 +83,7 @@ func BenchmarkSender(b *testing.B) {
 // is counted, and each figure is there.
 func TestSenderBenchAtSmallSize(t *testing.T) {
 	figures := map[string]int{
-		"OneHangs": 4, "HalfHang": 2, "DeadOrganization": 4, "ManyTargets": 3, "OneTarget": 2, "Outage": 5, "Assignment": 9,
+		"OneHangs": 4, "HalfHang": 2, "DeadOrganization": 4, "ManyTargets": 3, "OneTarget": 4, "Outage": 5, "Assignment": 9,
 	}
 	for _, c := range senderCases() {
 		t.Run(c.name, func(t *testing.T) {

@@ -62,7 +62,9 @@ func oneTarget(t testing.TB, o senderOptions) found {
 		Setup: fmt.Sprintf("one webhook; beside: a bare fasthttp loop with as many connections; %d rounds, backlogs of %d", o.rounds, o.deliveries),
 		Figures: []figure{
 			newFigure(fmt.Sprintf("one target, %d at once as shipped", atOnce), "deliveries/s", few.rate(), bareFew.rate()).held(floorOne, atLeast),
+			newFigure("  to half of them", "deliveries/s", few.halfRate(), 0),
 			newFigure(fmt.Sprintf("one target, max_concurrency %d", o.concurrency), "deliveries/s", more.rate(), bareMore.rate()),
+			newFigure("  to half of them", "deliveries/s", more.halfRate(), 0),
 		},
 	}
 }
