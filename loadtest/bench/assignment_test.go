@@ -34,7 +34,7 @@ func assignment(t testing.TB, o senderOptions) found {
 	steady := traffic{webhooks: hooks, rate: o.share * full.halfRate()}
 	steady.count = int(steady.rate * float64(o.seconds))
 	var calm arrivals
-	slow := r.transactions(t, func() { calm = r.await(t, r.send(t, steady), "", false) })
+	slow := r.transactions(t, func() { calm = r.await(t, r.send(t, steady), false) })
 
 	steady.count = 1 << 30
 	w := r.newRun(steady)
@@ -47,7 +47,7 @@ func assignment(t testing.TB, o senderOptions) found {
 	if err := <-end; err != nil {
 		t.Fatal(err)
 	}
-	moved := r.await(t, w, "", true)
+	moved := r.await(t, w, true)
 	return found{
 		Setup: fmt.Sprintf("%d topics of %d partitions, %d webhooks; beside: at full speed, and one sender; steady %.0f/s (%.2f of full speed to half of a backlog)",
 			len(r.topics.Sources()), o.partitions, len(hooks), steady.rate, o.share),

@@ -60,7 +60,7 @@ func (n neighbours) measure(t testing.TB, o senderOptions) found {
 			n.phase(t, r, healthy, &n.calm, traffic{count: o.deliveries})
 		}
 		if round == 0 {
-			n.rate = o.share * n.calm.halfRate() * float64(len(n.turns(healthy, healthy))) / float64(n.healthy)
+			n.rate *= o.share
 		}
 		steady := traffic{count: int(n.rate * float64(o.seconds)), rate: n.rate}
 		if n.full {
@@ -103,7 +103,13 @@ func (n *neighbours) phase(t testing.TB, r *rig, healthy []*schemas.Webhook, on 
 	}
 	l.webhooks = n.turns(healthy, others)
 	w := r.send(t, l)
-	got := r.await(t, w, "wh_healthy_", false)
+	all := r.await(t, w, false)
+	got := all.of("wh_healthy_")
+	if n.rate == 0 { // the first: all are quick
+		var full side
+		full.add(all)
+		n.rate = full.halfRate()
+	}
 	if l.rate == 0 {
 		on.add(got)
 	} else {

@@ -256,6 +256,17 @@ func (r *rig) send(t testing.TB, l traffic) *written {
 type arrivals struct {
 	waits []float64 // milliseconds from routed to received
 	after []float64 // microseconds from the first one's writing to each one's arrival
+	ids   []string  // of their webhooks
+}
+
+// of are those of webhooks whose id has a prefix.
+func (a arrivals) of(prefix string) (some arrivals) {
+	for i, id := range a.ids {
+		if strings.HasPrefix(id, prefix) {
+			some.waits, some.after, some.ids = append(some.waits, a.waits[i]), append(some.after, a.after[i]), append(some.ids, id)
+		}
+	}
+	return some
 }
 
 // side is what was found of backlogs: deliveries a second until the last one had
@@ -272,14 +283,14 @@ func (s *side) rate() float64     { return s.count * 1e6 / s.took }
 func (s *side) halfRate() float64 { return s.count / 2 * 1e6 / s.half }
 
 // await waits until each delivery to a quick target has arrived, and the audit,
-// if it is on, has its row; and returns those to webhooks whose id has a prefix.
-// One that arrived twice is an error unless twice says that it may.
-func (r *rig) await(t testing.TB, w *written, prefix string, twice bool) (found arrivals) {
+// if it is on, has its row. One that arrived twice is an error unless twice says
+// that it may.
+func (r *rig) await(t testing.TB, w *written, twice bool) (found arrivals) {
 	t.Helper()
-	chosen, all := w.choose(prefix, r.quick)
-	r.delivered += all
+	chosen := w.choose(r.quick)
+	r.delivered += len(chosen.at)
 	limit := time.Minute + time.Duration(len(w.at))*5*time.Millisecond
-	want := r.arrived + all
+	want := r.arrived + len(chosen.at)
 	poll(t, limit, func() error {
 		if r.arrived = r.total(t); r.arrived < want {
 			return fmt.Errorf("requests at the receiver: got %d, want %d: %w", r.arrived, want, errNotOnce)
@@ -297,6 +308,7 @@ func (r *rig) await(t testing.TB, w *written, prefix string, twice bool) (found 
 		}
 		return err
 	})
+	found.ids = chosen.ids
 	for i, at := range chosen.at {
 		found.after = append(found.after, float64(at-w.at[0])+1000*found.waits[i])
 	}
@@ -307,23 +319,20 @@ func (r *rig) await(t testing.TB, w *written, prefix string, twice bool) (found 
 
 // chosen are deliveries of a run.
 type chosen struct {
-	at       []int64
-	messages []string
+	at            []int64
+	messages, ids []string
 }
 
 func (c *chosen) message(n int) string { return c.messages[n] }
 
-// choose returns those to webhooks whose id has a prefix, and how many go to quick ones.
-func (w *written) choose(prefix string, quick map[string]bool) (c chosen, all int) {
+// choose returns those to quick targets.
+func (w *written) choose(quick map[string]bool) (c chosen) {
 	for number, at := range w.at {
-		if id := w.webhook(number).ID; strings.HasPrefix(id, prefix) {
-			c.at, c.messages = append(c.at, at), append(c.messages, w.message(number))
-		}
-		if quick[w.webhook(number).ID] {
-			all++
+		if id := w.webhook(number).ID; quick[id] {
+			c.at, c.messages, c.ids = append(c.at, at), append(c.messages, w.message(number)), append(c.ids, id)
 		}
 	}
-	return c, all
+	return c
 }
 
 // firsts are the first requests of each delivery.
@@ -393,7 +402,7 @@ func (r *rig) awaitRows(t testing.TB, limit time.Duration) {
 // warm has the sender and the brokers, which Java compiles meanwhile, work for a while.
 func (r *rig) warm(t testing.TB, webhooks []*schemas.Webhook, count int) {
 	t.Helper()
-	r.await(t, r.send(t, traffic{webhooks: webhooks, count: count}), "", false)
+	r.await(t, r.send(t, traffic{webhooks: webhooks, count: count}), false)
 }
 
 // metric sums up a metric of the sender; see total.

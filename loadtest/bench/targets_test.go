@@ -40,7 +40,7 @@ func manyTargets(t testing.TB, o senderOptions) found {
 // flood sends a backlog to quick targets and adds it to a side.
 func (r *rig) flood(t testing.TB, webhooks []*schemas.Webhook, count int, on *side) {
 	t.Helper()
-	on.add(r.await(t, r.send(t, traffic{webhooks: webhooks, count: count}), "", false))
+	on.add(r.await(t, r.send(t, traffic{webhooks: webhooks, count: count}), false))
 }
 
 // oneTarget measures a backlog of one target, as the sender is shipped and with
