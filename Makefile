@@ -47,7 +47,7 @@ golden: ## Write the golden examples in schemas/testdata anew.
 	go test ./schemas -update
 
 bench: ## Measure the pipeline on Apache Kafka and ClickHouse: a table, and JSON in loadtest/bench/results.
-	cd loadtest && go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./bench $(ARGS)
+	cd loadtest && go test -run '^$$' -bench . -benchtime 1x -timeout 180m ./bench $(ARGS)
 
 # k6 outside of the workspace: its dependencies and ours are not of one graph.
 k6: ## Run one k6 script (SCRIPT=events.js) against a running standalone (`make run`).
