@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/postrider/postrider/ingest/deliveries"
+	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
 )
@@ -22,29 +24,8 @@ func deliveriesCommand() *cobra.Command {
 	)
 }
 
-// deliveryView is a delivery as the API shows it.
-type deliveryView struct {
-	ID            string    `json:"id"`
-	MessageID     string    `json:"message_id"`
-	Organization  string    `json:"organization"`
-	Account       string    `json:"account,omitempty"`
-	WebhookID     string    `json:"webhook_id"`
-	EventID       string    `json:"event_id"`
-	Event         string    `json:"event"`
-	Cause         string    `json:"cause"`
-	Status        string    `json:"status"`
-	Reason        string    `json:"reason,omitempty"`
-	Attempts      int       `json:"attempts"`
-	StatusCode    int       `json:"status_code,omitempty"`
-	EventTime     time.Time `json:"event_time,omitzero"`
-	AcceptedAt    time.Time `json:"accepted_at,omitzero"`
-	RoutedAt      time.Time `json:"routed_at"`
-	UpdatedAt     time.Time `json:"updated_at"`
-	NextAttemptAt time.Time `json:"next_attempt_at,omitzero"`
-}
-
 // reason is what to tell people of the latest result.
-func (d *deliveryView) reason() string {
+func reason(d *deliveries.Delivery) string {
 	if d.StatusCode == 0 {
 		return d.Reason
 	}
@@ -82,7 +63,7 @@ func (l *listDeliveries) run(ctx context.Context, t *terminal) error {
 			query.Set(name, value)
 		}
 	}
-	var found page[deliveryView]
+	var found page[deliveries.Delivery]
 	if err := l.api.call(ctx, t, "listing deliveries", http.MethodGet, "/v1/deliveries?"+query.Encode(), nil, &found); err != nil {
 		return err
 	}
@@ -93,7 +74,7 @@ func (l *listDeliveries) run(ctx context.Context, t *terminal) error {
 	for i := range found.Data {
 		d := &found.Data[i]
 		rows = append(rows, []string{
-			d.ID, d.WebhookID, d.EventID, d.Event, d.Status, d.reason(), strconv.Itoa(d.Attempts), d.UpdatedAt.Format(time.RFC3339),
+			d.ID, d.WebhookID, d.EventID, d.Event, d.Status, reason(d), strconv.Itoa(d.Attempts), d.UpdatedAt.Format(time.RFC3339),
 		})
 	}
 	err := t.showTable([]string{"ID", "WEBHOOK", "EVENT ID", "EVENT", "STATUS", "REASON", "ATTEMPTS", "UPDATED"}, rows)
@@ -101,24 +82,6 @@ func (l *listDeliveries) run(ctx context.Context, t *terminal) error {
 		err = t.showLine("There are more: --cursor=%s", *found.Next)
 	}
 	return err
-}
-
-// jobView is a job as the API shows it.
-type jobView struct {
-	ID           string           `json:"id"`
-	Organization string           `json:"organization"`
-	WebhookID    string           `json:"webhook_id"`
-	State        schemas.JobState `json:"state"`
-	Reason       string           `json:"reason,omitempty"`
-	Since        time.Time        `json:"since"`
-	Until        time.Time        `json:"until"`
-	Rate         int              `json:"rate"`
-	Total        int              `json:"total"`
-	Done         int              `json:"done"`
-	Skipped      int              `json:"skipped"`
-	CreatedAt    time.Time        `json:"created_at"`
-	UpdatedAt    time.Time        `json:"updated_at"`
-	EndedAt      time.Time        `json:"ended_at,omitzero"`
 }
 
 type retryDeliveries struct {
@@ -176,20 +139,18 @@ func (r *retryDeliveries) runJob(ctx context.Context, t *terminal) error {
 		return fmt.Errorf("encoding job: %w", err)
 	}
 	path := "/v1/webhooks/" + url.PathEscape(r.webhook) + "/retry"
-	var job jobView
+	var job registry.JobView
 	if err := r.api.call(ctx, t, "retrying deliveries of webhook "+r.webhook, http.MethodPost, path, body, &job); err != nil {
 		return err
 	}
 	for r.wait && job.State == schemas.JobRunning {
 		if !t.asJSON {
-			if err := job.show(t); err != nil {
+			if err := showJob(t, &job); err != nil {
 				return err
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if !process.Pause(ctx, time.Second) {
 			return fmt.Errorf("waiting for job %s, which goes on: %w", job.ID, context.Cause(ctx))
-		case <-time.After(time.Second):
 		}
 		if err := r.api.call(ctx, t, "looking at job "+job.ID, http.MethodGet, path+"/"+job.ID, nil, &job); err != nil {
 			return err
@@ -198,9 +159,9 @@ func (r *retryDeliveries) runJob(ctx context.Context, t *terminal) error {
 	if t.asJSON {
 		return t.showJSON(job)
 	}
-	return job.show(t)
+	return showJob(t, &job)
 }
 
-func (j *jobView) show(t *terminal) error {
+func showJob(t *terminal, j *registry.JobView) error {
 	return t.showLine("Job %s is %s: %d of %d sent again, %d skipped.", j.ID, j.State, j.Done, j.Total, j.Skipped)
 }

@@ -71,7 +71,7 @@ func TestDeliveries(t *testing.T) {
 	}
 	cursor := strings.TrimSpace(out[strings.LastIndex(out, "--cursor="):])
 	out, _ = command(t, 0, "", "deliveries", "list", cursor, "--json")
-	var found page[deliveryView]
+	var found page[deliveries.Delivery]
 	if err := json.Unmarshal([]byte(out), &found); err != nil || len(found.Data) != 0 || found.Next != nil {
 		t.Errorf("the next page is %v\n%s", err, out)
 	}
