@@ -59,6 +59,15 @@ func RecordSize(r *kgo.Record) int {
 	return size
 }
 
+// CheckRecordSize refuses what compression has carried past a limit, which the
+// broker holds to a batch as it was sent. It returns a *ValidationError.
+func CheckRecordSize(r *kgo.Record, most int) error {
+	if size := RecordSize(r); size > most {
+		return Invalid(CodeTooLarge, "#", fmt.Sprintf("the record has %d bytes, at most %d are allowed", size, most))
+	}
+	return nil
+}
+
 // appendText appends a text header unless it is empty.
 func appendText(headers []kgo.RecordHeader, key, value string) []kgo.RecordHeader {
 	if value == "" {

@@ -83,6 +83,14 @@ func (h *Handling) Concurrency(otherwise int) int {
 	return *h.MaxConcurrency
 }
 
+// Retries is how many attempts may follow the first, given the sender's default.
+func (h *Handling) Retries(otherwise int) int {
+	if h.RetrySchedule == nil {
+		return otherwise
+	}
+	return len(h.RetrySchedule)
+}
+
 func validDelay(text string) bool {
 	_, ok := ParseDelay(text)
 	return ok

@@ -8,6 +8,7 @@ import (
 
 	"github.com/postrider/postrider/router/dedup"
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/kafka"
 )
 
 // partition is what a session knows of a partition of events that it owns.
@@ -72,7 +73,7 @@ type decider struct {
 // decide reads the record of an event and looks it up in its partition's window.
 func (d decider) decide(w *dedup.Window, r *kgo.Record) item {
 	it := item{record: r, next: r.Offset + 1, entry: schemas.RoutedEntry{Offset: r.Offset, Result: schemas.RoutedRejected}}
-	if it.reason = checkSize(r); it.reason != nil {
+	if it.reason = schemas.CheckRecordSize(r, schemas.MaxEventRecordBytes); it.reason != nil {
 		return it
 	}
 	e, err := schemas.DecodeEvent(r)
@@ -109,18 +110,8 @@ func skipped(bomb *kgo.ErrDecompressTooLarge) item {
 		record: &kgo.Record{Topic: bomb.Topic, Partition: bomb.Partition, Offset: bomb.Offset},
 		next:   bomb.NextOffset,
 		entry:  schemas.RoutedEntry{Offset: bomb.Offset, Result: schemas.RoutedRejected},
-		reason: schemas.Invalid(schemas.CodeTooLarge, "#",
-			fmt.Sprintf("a batch of records to offset %d that inflates beyond all bounds", bomb.NextOffset-1)),
+		reason: kafka.Inflated(bomb),
 	}
-}
-
-// checkSize refuses what compression has carried past the topic's limit, which the broker holds to a batch as it was sent.
-func checkSize(r *kgo.Record) error {
-	if size := schemas.RecordSize(r); size > schemas.MaxEventRecordBytes {
-		return schemas.Invalid(schemas.CodeTooLarge, "#",
-			fmt.Sprintf("the record has %d bytes, at most %d are allowed", size, schemas.MaxEventRecordBytes))
-	}
-	return nil
 }
 
 // collect makes a batch of what was polled. An error of a partition that is no record's is returned.

@@ -195,6 +195,12 @@ func Partitioner() kgo.Partitioner {
 	return partitioner{byKey: kgo.StickyKeyPartitioner(nil), byHand: append([]string{t.Routed, t.Held}, t.Retry...)}
 }
 
+// Inflated is why a batch that inflates beyond maxDecompressedBatch is rejected, a *schemas.ValidationError.
+func Inflated(bomb *kgo.ErrDecompressTooLarge) error {
+	return schemas.Invalid(schemas.CodeTooLarge, "#",
+		fmt.Sprintf("a batch of records to offset %d that inflates beyond all bounds", bomb.NextOffset-1))
+}
+
 // PartitionOf returns where Partitioner puts the records of a key, of so many partitions.
 func PartitionOf(key string, partitions int) int32 {
 	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(&kgo.Record{Key: []byte(key)}, partitions)) //nolint:gosec // below partitions

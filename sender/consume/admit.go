@@ -2,7 +2,6 @@ package consume
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -155,7 +154,8 @@ func (b *board) stepLocked(src *source, now time.Time, r *round) bool {
 func (b *board) lookLocked(src *source, now time.Time, r *round) bool {
 	record := src.queue[0]
 	d, err := schemas.DecodeDelivery(record, b.effects.idOf(record.Topic))
-	if tooLarge := checkSize(record); tooLarge != nil {
+	// Kafka would not take it back with what retries and dead letters add.
+	if tooLarge := schemas.CheckRecordSize(record, schemas.MaxRecordBytes-addedBytes); tooLarge != nil {
 		err = tooLarge
 	}
 	it := &item{source: src, record: record, delivery: d, size: int64(len(record.Value)) + overhead}
@@ -176,16 +176,6 @@ func (b *board) lookLocked(src *source, now time.Time, r *round) bool {
 		return false
 	}
 	return true
-}
-
-// checkSize refuses a record that compression has carried past the topic's limit:
-// Kafka would not take it back with what retries and dead letters add.
-func checkSize(r *kgo.Record) error {
-	if size := schemas.RecordSize(r); size > schemas.MaxRecordBytes-addedBytes {
-		return schemas.Invalid(schemas.CodeTooLarge, "#",
-			fmt.Sprintf("the record has %d bytes, at most %d are allowed", size, schemas.MaxRecordBytes-addedBytes))
-	}
-	return nil
 }
 
 // headLocked lets the head hop, begin, wait or be parked, and reports whether it is gone.

@@ -74,11 +74,7 @@ func (s *session) judged(it *item, w *inForce, a *deliver.Attempt, v deliver.Ver
 // refuse deals with a delivery that the breaker lets not go: it takes its next
 // step. Where that is not so any more, it comes back for an attempt.
 func (s *session) refuse(it *item, w *inForce) end {
-	retries := len(s.cfg.Schedule)
-	if w.RetrySchedule != nil {
-		retries = len(w.RetrySchedule)
-	}
-	if !it.refused || it.delivery.Attempt >= retries {
+	if !it.refused || it.delivery.Attempt >= w.Retries(len(s.cfg.Schedule)) {
 		return s.park(it)
 	}
 	return s.judged(it, w, &deliver.Attempt{StartedAt: s.clock()}, deliver.Verdict{Action: deliver.Retry, Reason: deliver.ReasonBreakerOpen})

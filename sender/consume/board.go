@@ -133,14 +133,6 @@ func (b *board) assign(places []place, member string, generation int32) {
 	b.forgetStatesLocked()
 }
 
-// forgetStatesLocked has all that is known of targets' states looked up anew: others may have written to them.
-func (b *board) forgetStatesLocked() {
-	for _, l := range b.lanes {
-		l.condition = condition{}
-	}
-	clear(b.dirty)
-}
-
 // restore says what a partition committed last.
 func (b *board) restore(p place, offset int64, text string) error {
 	b.mu.Lock()
@@ -315,29 +307,6 @@ func (b *board) finish(it *item, e end, now time.Time) (next ended) {
 		next.blocked = true // admit knows when to wake
 	}
 	return next
-}
-
-// observeLocked notes what an attempt says of its target, and returns its records
-// with what follows from that, and why the webhook was disabled if it was.
-func (b *board) observeLocked(it *item, e end, now time.Time) (records []*kgo.Record, reason string) {
-	l := it.lane
-	b.conditionLocked(l, it.delivery.WebhookID)
-	disabled := l.condition.observe(&e.webhook.Webhook, e.verdict, b.effects.disableAfter, now)
-	if l.condition.dirty {
-		b.dirty[l] = struct{}{}
-	}
-	if !disabled {
-		return e.records, ""
-	}
-	return append(e.records, b.effects.disabled(&e.webhook.Webhook, &l.condition.WebhookState)...), l.condition.Reason
-}
-
-// conditionLocked has a lane know what webhook-states says.
-func (b *board) conditionLocked(l *lane, webhookID string) {
-	if c := &l.condition; !c.known {
-		c.WebhookState, c.kept = b.table.state(webhookID)
-		c.WebhookID, c.known = webhookID, true
-	}
 }
 
 // begunLocked notes an item whose attempt begins.

@@ -318,7 +318,7 @@ func TestWhatWaitsIsCounted(t *testing.T) {
 	s.logEnds(s.assignment(), map[kafka.Place]int64{at: 0}, map[kafka.Place]int64{at: 15})
 	check := func(when string, count int, due time.Time) {
 		t.Helper()
-		if got := s.snapshot().waits[5]; got.count != count || !got.due.Equal(due) {
+		if got := s.waits()[5]; got.count != count || !got.due.Equal(due) {
 			t.Errorf("%s: %d wait, the first until %v; want %d until %v", when, got.count, got.due, count, due)
 		}
 	}

@@ -74,6 +74,6 @@ func (b *board) releaseHeld(partition int32, now time.Time) {
 // resumed says of a webhook that it is paused no longer. What attempts that knew
 // nothing of it yet have held is seen by wrote.
 func (s *session) resumed(id string) {
-	s.board.releaseHeld(kafka.PartitionOf(id, s.partitions), time.Now())
+	s.board.releaseHeld(kafka.PartitionOf(id, s.partitions), s.clock())
 	wake(s.kick)
 }

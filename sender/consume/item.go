@@ -38,7 +38,7 @@ func (it *item) rest(now time.Time) (rest time.Duration, tier int, far bool) {
 		tier, far = retry.Next(rest)
 		return rest, tier, far
 	}
-	if rest -= it.lane.early(now); it.lane.starved(now) {
+	if rest -= it.lane.early(now); it.lane.steady(now) && it.lane.ready(now) {
 		rest = 0
 	}
 	tier, far = retry.Within(rest)

@@ -152,10 +152,14 @@ func (l *lane) learn(it *item, v deliver.Verdict, now time.Time) {
 // step is the time between the beginnings of two attempts.
 func (l *lane) step(now time.Time) time.Duration { return max(l.interval, l.ramp.gap(now)) }
 
-// isAside reports whether no request is to be expected of a delivery. The last of
-// its schedule is asked for whatever the breaker says, and so is a ping.
+// refuses reports whether the breaker lets a delivery not go: the last attempt of its schedule goes in any case.
+func (l *lane) refuses(it *item, now time.Time) bool {
+	return l.breaker.refuses(now) && it.delivery.Attempt < l.retries
+}
+
+// isAside reports whether no request is to be expected of a delivery. A ping goes whatever the breaker says.
 func (l *lane) isAside(it *item, now time.Time) bool {
-	it.refused = l.breaker.refuses(now) && it.delivery.Attempt < l.retries
+	it.refused = l.refuses(it, now)
 	it.aside = it.delivery.Cause != schemas.CausePing && (it.refused || l.idle || l.condition.disabled(l.generation))
 	return it.aside
 }
@@ -226,9 +230,9 @@ func (l *lane) early(now time.Time) time.Duration {
 	return 0
 }
 
-// starved reports whether an attempt could begin now and none waits.
-func (l *lane) starved(now time.Time) bool {
-	return l.steady(now) && len(l.queue) == 0 && l.running < l.limit() && !now.Before(l.nextAt)
+// ready reports whether an attempt could begin now and none waits.
+func (l *lane) ready(now time.Time) bool {
+	return l.running < l.limit() && len(l.queue) == 0 && !now.Before(l.nextAt)
 }
 
 // take decides on one more delivery, except that hold may have to become park.
@@ -241,7 +245,7 @@ func (l *lane) take(it *item, now time.Time, free int, freeBytes int64) verdict 
 			return park
 		}
 		return hold
-	case l.running < l.limit() && len(l.queue) == 0 && !now.Before(l.nextAt):
+	case l.ready(now):
 		return begin
 	case l.expected(now) > l.patience(now):
 		return park
@@ -339,7 +343,7 @@ func laterOf(a, b time.Time) time.Time {
 
 // beginNext begins the first that waits, if there is a place.
 func (l *lane) beginNext(now time.Time) *item {
-	if len(l.queue) == 0 || l.running >= l.limit() || now.Before(l.nextAt) || l.breaker.refuses(now) && l.queue[0].delivery.Attempt < l.retries {
+	if len(l.queue) == 0 || l.running >= l.limit() || now.Before(l.nextAt) || l.refuses(l.queue[0], now) {
 		return nil
 	}
 	it := l.queue[0]

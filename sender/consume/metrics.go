@@ -82,7 +82,10 @@ func gauges(c *Consumer) []prometheus.Collector {
 			return float64(c.snapshot().partitions)
 		}),
 		gauge("postrider_sender_breakers_open", "Webhooks whose targets are not asked now, as they failed too often.", func() float64 {
-			return float64(c.snapshot().breakers)
+			if s := c.session(); s != nil {
+				return float64(s.board.breakers())
+			}
+			return 0
 		}),
 		&waiting{
 			consumer: c,
@@ -115,7 +118,11 @@ func (w *waiting) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (w *waiting) Collect(metrics chan<- prometheus.Metric) {
-	found := w.consumer.snapshot().waits
+	s := w.consumer.session()
+	if s == nil {
+		return
+	}
+	found := s.board.waits()
 	for tier := range found {
 		name := "held"
 		if tier < len(found)-1 {

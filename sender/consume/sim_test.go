@@ -24,7 +24,6 @@ type sim struct {
 	*session
 
 	now        time.Time
-	partitions int
 	logs       map[place][]*kgo.Record
 	polled     map[place]int      // of logs, given to the board
 	behind     map[place]struct{} // those of which there is more to give
@@ -61,12 +60,12 @@ func startSim(t *testing.T, partitions int) *sim {
 	c.webhooks.stale = func() time.Duration { return 0 }
 	c.webhooks.barrier = func(context.Context) error { return nil }
 	s := &sim{
-		session: &session{Consumer: c}, now: time.Unix(1_700_000_000, 0).UTC(), partitions: partitions,
+		session: &session{Consumer: c, partitions: partitions}, now: time.Unix(1_700_000_000, 0).UTC(),
 		logs: make(map[place][]*kgo.Record), committed: make(map[place]mark),
 		requests: make(map[string][]time.Time), outcomes: make(map[string][]schemas.Outcome), waiting: make(map[string]int),
 	}
 	s.clock = func() time.Time { return s.now }
-	c.webhooks.onResume = func(id string) { s.board.releaseHeld(kafka.PartitionOf(id, partitions), s.now) }
+	c.webhooks.onResume = s.resumed
 	s.join()
 	return s
 }

@@ -10,8 +10,6 @@ import (
 type snapshot struct {
 	running, waiting, partitions int
 	inFlight                     int64
-	breakers                     int       // open
-	waits                        []waits   // by tier, held last
 	oldest                       time.Time // when the oldest record that is not finished was written; zero if there is none
 }
 
@@ -19,18 +17,7 @@ func (b *board) snapshot() snapshot {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := snapshot{running: b.running, waiting: b.waiting, partitions: len(b.sources), inFlight: b.inFlight}
-	for _, l := range b.lanes {
-		if l.breaker.open() {
-			s.breakers++
-		}
-	}
-	s.waits = make([]waits, len(b.effects.topics.Retry)+1)
 	for _, src := range b.sources {
-		if src.tier != noTier {
-			s.waits[src.tier].add(src)
-		} else if src.held {
-			s.waits[len(s.waits)-1].add(src)
-		}
 		at := src.tracker.oldest()
 		if at.IsZero() && len(src.queue) > 0 {
 			at = src.queue[0].Timestamp
@@ -40,6 +27,33 @@ func (b *board) snapshot() snapshot {
 		}
 	}
 	return s
+}
+
+// breakers is how many are open.
+func (b *board) breakers() (open int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.lanes {
+		if l.breaker.open() {
+			open++
+		}
+	}
+	return open
+}
+
+// waits returns what waits in each tier, held last.
+func (b *board) waits() []waits {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	found := make([]waits, len(b.effects.topics.Retry)+1)
+	for _, src := range b.sources {
+		if src.tier != noTier {
+			found[src.tier].add(src)
+		} else if src.held {
+			found[len(found)-1].add(src)
+		}
+	}
+	return found
 }
 
 // unread counts the records of a log that were not polled yet. Of those that were

@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/process"
 	"github.com/postrider/postrider/sender/deliver"
 )
 
@@ -90,6 +91,37 @@ func (c *condition) record(topic string) (*kgo.Record, error) {
 	return c.Record(topic)
 }
 
+// forgetStatesLocked has all that is known of targets' states looked up anew: others may have written to them.
+func (b *board) forgetStatesLocked() {
+	for _, l := range b.lanes {
+		l.condition = condition{}
+	}
+	clear(b.dirty)
+}
+
+// observeLocked notes what an attempt says of its target, and returns its records
+// with what follows from that, and why the webhook was disabled if it was.
+func (b *board) observeLocked(it *item, e end, now time.Time) (records []*kgo.Record, reason string) {
+	l := it.lane
+	b.conditionLocked(l, it.delivery.WebhookID)
+	disabled := l.condition.observe(&e.webhook.Webhook, e.verdict, b.effects.disableAfter, now)
+	if l.condition.dirty {
+		b.dirty[l] = struct{}{}
+	}
+	if !disabled {
+		return e.records, ""
+	}
+	return append(e.records, b.effects.disabled(&e.webhook.Webhook, &l.condition.WebhookState)...), l.condition.Reason
+}
+
+// conditionLocked has a lane know what webhook-states says.
+func (b *board) conditionLocked(l *lane, webhookID string) {
+	if c := &l.condition; !c.known {
+		c.WebhookState, c.kept = b.table.state(webhookID)
+		c.WebhookID, c.known = webhookID, true
+	}
+}
+
 // learnStates has partitions worked once what their owners before wrote to
 // webhook-states is known, after each assignment.
 func (s *session) learnStates(ctx context.Context) {
@@ -102,11 +134,8 @@ func (s *session) learnStates(ctx context.Context) {
 		assignment := s.board.assignment()
 		if err := s.webhooks.wait(ctx); err != nil {
 			s.log.Debug("states of webhooks are not known yet", "error", err)
-			select {
-			case <-time.After(100 * time.Millisecond):
-				wake(s.restate)
-			case <-ctx.Done():
-			}
+			process.Pause(ctx, 100*time.Millisecond)
+			wake(s.restate)
 			continue
 		}
 		s.board.stated(assignment, s.webhooks.resumed(s.partitions), s.clock())

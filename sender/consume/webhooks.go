@@ -12,6 +12,7 @@ import (
 
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/kafka"
+	"github.com/postrider/postrider/schemas/process"
 )
 
 const (
@@ -109,35 +110,25 @@ func (t *webhooks) applyTo(r *kgo.Record) (resumed bool) {
 		err = fmt.Errorf("reading webhook %q at %s/%d@%d: %w", id, r.Topic, r.Partition, r.Offset, err)
 	}
 	if r.Topic == t.topics.WebhookStates {
-		return to.setState(id, state, err, newer)
+		put(to.states, to.newer, id, stateKey+id, state, err, newer)
+		return false
 	}
-	return to.set(id, w, err, newer)
-}
-
-// set replaces a webhook, or removes it if err is one; it reports whether it was paused and is not any more.
-func (r *rows) set(id string, w schemas.Webhook, err error, newer bool) (resumed bool) {
-	before := r.byID[id]
-	delete(r.byID, id)
-	delete(r.newer, id)
-	switch {
-	case newer:
-		r.newer[id] = err
-	case err == nil:
-		r.byID[id] = &inForce{Webhook: w}
-	}
+	before := to.byID[id]
+	put(to.byID, to.newer, id, id, &inForce{Webhook: w}, err, newer)
 	return before != nil && before.Paused && !w.Paused
 }
 
-func (r *rows) setState(id string, s schemas.WebhookState, err error, newer bool) (resumed bool) {
-	delete(r.states, id)
-	delete(r.newer, stateKey+id)
+// put replaces what one of the topics says under id, or removes it if err is one.
+// Where newer is true, err is kept under its own key.
+func put[T any](rows map[string]T, unread map[string]error, id, key string, row T, err error, newer bool) {
+	delete(rows, id)
+	delete(unread, key)
 	switch {
 	case newer:
-		r.newer[stateKey+id] = err
+		unread[key] = err
 	case err == nil:
-		r.states[id] = s
+		rows[id] = row
 	}
-	return false
 }
 
 // stateKey stands before the id of a webhook whose state cannot be read.
@@ -207,10 +198,7 @@ func (t *webhooks) bounds(id string, most, retries int) laneBounds {
 	if w.Invalid != "" { // its settings may be anything
 		return laneBounds{most: most, retries: retries, generation: w.Generation, idle: true}
 	}
-	if w.RetrySchedule != nil {
-		retries = len(w.RetrySchedule)
-	}
-	b := laneBounds{most: w.Concurrency(most), retries: retries, generation: w.Generation, idle: w.Paused || !w.Active}
+	b := laneBounds{most: w.Concurrency(most), retries: w.Retries(retries), generation: w.Generation, idle: w.Paused || !w.Active}
 	if !b.idle {
 		b.interval = interval(w.RateLimit)
 	}
@@ -219,8 +207,8 @@ func (t *webhooks) bounds(id string, most, retries int) laneBounds {
 
 // lookup returns the webhook that is in force for a delivery, nil if it was
 // deleted. Where the table is behind what the delivery says, or has not been up
-// to date for maxStale, it first waits for everything acknowledged until now. It blocks until that is known or ctx ends.
-// A *schemas.UnknownVersionError says that a newer binary is to deal with it.
+// to date for maxStale, it first waits for everything acknowledged until now. It
+// blocks until that is known or ctx ends. A *schemas.UnknownVersionError says that a newer binary is to deal with it.
 func (t *webhooks) lookup(ctx context.Context, d *schemas.Delivery) (*inForce, error) {
 	w, err := t.get(d.WebhookID)
 	if err != nil || w != nil && w.Revision >= d.WebhookRevision && t.stale() <= maxStale {
@@ -234,10 +222,7 @@ func (t *webhooks) lookup(ctx context.Context, d *schemas.Delivery) (*inForce, e
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("looking up webhook %q: %w", d.WebhookID, err)
 		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-		}
+		process.Pause(ctx, 100*time.Millisecond)
 	}
 }
 
