@@ -14,10 +14,10 @@ VULN_VERSION     := v1.9.0
 LINT             := $(BIN)/golangci-lint-$(LINT_VERSION)
 VULN             := $(BIN)/govulncheck-$(VULN_VERSION)
 
-.PHONY: help build run test lint vuln golden bench k6 clean
+.PHONY: help build run test test-all lint vuln golden bench faults k6 clean
 
 help: ## Show the targets.
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build the programs into .bin, without cgo.
 	CGO_ENABLED=0 go build -trimpath -o $(BIN)/ $(addprefix ./,$(PROGRAMS))
@@ -27,8 +27,11 @@ run: ## Start everything in one process, data in ./data (more flags: ARGS=…). 
 	@echo "Webhooks may call this machine (--allow-targets 127.0.0.0/8,::1/128,localhost): for a first look, not for production."
 	@exec $(BIN)/standalone --allow-targets 127.0.0.0/8,::1/128,localhost $(ARGS)
 
-test: ## Run all tests, unit to end to end, with the race detector (one: RUN=…). Fetches Kafka, ClickHouse and clients once.
-	CGO_ENABLED=1 go test work -race -shuffle=on -timeout 20m -p $(P) $(if $(RUN),-run '$(RUN)')
+test: ## Run the tests, unit to end to end, with the race detector (one: RUN=…). Fetches Kafka, ClickHouse and clients once.
+	CGO_ENABLED=1 go test $$(go list work | grep -v '/loadtest/faults$$') -race -shuffle=on -timeout 20m -p $(P) $(if $(RUN),-run '$(RUN)')
+
+test-all: test ## Run the tests, then the short form of the faults.
+	cd loadtest && go test ./faults -timeout 40m
 
 lint: $(LINT) vuln ## Check style and rules in every module, then known vulnerabilities.
 	@set -e; for m in $(MODULES); do echo "golangci-lint $$m"; (cd $$m && $(LINT) run --config $(CURDIR)/.golangci.yml ./...); done
@@ -48,6 +51,9 @@ golden: ## Write the golden examples in schemas/testdata anew.
 
 bench: ## Measure the pipeline on Apache Kafka and ClickHouse: a table, and JSON in loadtest/bench/results.
 	cd loadtest && go test -run '^$$' -bench . -benchtime 1x -timeout 180m ./bench $(ARGS)
+
+faults: ## Kill, freeze and starve a whole system, as loadtest/faults/README.md says (one: ARGS='-run TestFaults/F03').
+	cd loadtest && go test ./faults -full -v -timeout 180m $(ARGS)
 
 # k6 outside of the workspace: its dependencies and ours are not of one graph.
 k6: ## Run one k6 script (SCRIPT=events.js) against a running standalone (`make run`).

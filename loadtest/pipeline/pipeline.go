@@ -126,6 +126,12 @@ func Wait(t testing.TB, limit time.Duration, what string, condition func() error
 	}
 }
 
+// Try is Wait, but returns what the condition said last instead of failing the test.
+func Try(t testing.TB, limit time.Duration, condition func() error) error {
+	t.Helper()
+	return wait(t.Context(), limit, nil, condition)
+}
+
 // wait gives up early when ended, which may be nil, is closed.
 func wait(ctx context.Context, limit time.Duration, ended <-chan struct{}, condition func() error) error {
 	tick := time.NewTicker(10 * time.Millisecond)

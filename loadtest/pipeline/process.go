@@ -184,6 +184,15 @@ func (p *Process) Memory(t testing.TB) int64 {
 	return bytes
 }
 
+// Resident is the resident set in bytes, 0 of a process that has ended.
+func (p *Process) Resident() int64 {
+	bytes, err := residentBytes(p.PID())
+	if err != nil {
+		return 0
+	}
+	return bytes
+}
+
 // CPU is the processor time that the process has used since its start.
 func (p *Process) CPU(t testing.TB) time.Duration {
 	t.Helper()

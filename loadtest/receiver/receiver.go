@@ -35,6 +35,9 @@ type Config struct {
 	// Light keeps of each request what a load test compares, and neither headers
 	// nor body.
 	Light bool
+	// Seen, if it is set, is told of each request before it is answered, by many
+	// goroutines at once; the receiver then keeps none itself.
+	Seen func(Request)
 }
 
 // Answer is what the receiver does with one request. The zero value answers 200.
@@ -88,6 +91,7 @@ func (r Request) Verify(secret string) error {
 // Receiver is a running receiver.
 type Receiver struct {
 	light  bool
+	seen   func(Request)
 	scheme string
 	addr   string
 	cert   []byte
@@ -130,7 +134,7 @@ func Listen(ctx context.Context, cfg Config) (*Receiver, error) {
 		return nil, fmt.Errorf("listening on %s: %w", cfg.Addr, err)
 	}
 	r := &Receiver{
-		light: cfg.Light, scheme: "http", addr: ln.Addr().String(), served: make(chan error, 1),
+		light: cfg.Light, seen: cfg.Seen, scheme: "http", addr: ln.Addr().String(), served: make(chan error, 1),
 		closing: make(chan struct{}),
 		answers: map[string][]Answer{}, released: map[string]chan struct{}{},
 		requests: map[string][]Request{}, conns: map[net.Conn]struct{}{},
@@ -288,7 +292,10 @@ func (r *Receiver) handle(ctx *fasthttp.RequestCtx) {
 			req.Header.Add(string(name), string(value))
 		}
 	}
-	answer, released := r.record(req)
+	answer, released := r.record(&req)
+	if r.seen != nil {
+		r.seen(req)
+	}
 	if answer.Hang {
 		<-released
 	}
@@ -314,7 +321,7 @@ func (r *Receiver) handle(ctx *fasthttp.RequestCtx) {
 
 // record keeps a request and takes its answer in one step, so that the order of
 // the requests is the order of the answers.
-func (r *Receiver) record(req Request) (Answer, <-chan struct{}) {
+func (r *Receiver) record(req *Request) (Answer, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if queue := r.answers[req.Path]; len(queue) > 0 {
@@ -323,7 +330,9 @@ func (r *Receiver) record(req Request) (Answer, <-chan struct{}) {
 			r.answers[req.Path] = queue[1:]
 		}
 	}
-	r.requests[req.Path] = append(r.requests[req.Path], req)
+	if r.seen == nil {
+		r.requests[req.Path] = append(r.requests[req.Path], *req)
+	}
 	r.total++
 	if !req.Answer.Hang {
 		return req.Answer, nil

@@ -1,0 +1,255 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/loadtest/ledger"
+	"github.com/postrider/postrider/loadtest/pipeline"
+)
+
+const eventName = "medical-encounters.created"
+
+// load sends events at a steady rate until it is stopped: a half by a producer
+// straight to Kafka, two fifths by REST in batches, a tenth by REST one by one.
+// Each is sent until it is accepted, however often that takes, so that those
+// accepted are all there are.
+type load struct {
+	w             *world
+	organizations int
+	numbers       atomic.Int64
+	end           chan struct{}
+	work          sync.WaitGroup
+	http          *http.Client
+}
+
+const batchSize = 20
+
+// startLoad starts the load of so many events a second, of so many organizations.
+func (w *world) startLoad(organizations, rate int) {
+	w.t.Helper()
+	if rate == 0 {
+		rate = pick(400, 1000)
+	}
+	l := &load{
+		w: w, organizations: organizations, end: make(chan struct{}),
+		http: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 100}},
+	}
+	w.load = l
+	producer := w.client(kgo.ProducerLinger(5*time.Millisecond), kgo.MetadataMinAge(250*time.Millisecond),
+		kgo.AllowIdempotentProduceCancellation())
+	l.work.Go(func() { l.produce(producer, rate/2) })
+	const batchers, posters = 4, 10
+	for range batchers {
+		l.work.Go(func() { l.post(batchers*batchSize, rate*2/5, batchSize) })
+	}
+	for range posters {
+		l.work.Go(func() { l.post(posters, rate/10, 1) })
+	}
+}
+
+// sent is an event as a producer has it.
+type sent struct{ id, organization, text string }
+
+// next is a new event, which the ledger knows of.
+func (l *load) next() sent {
+	n := l.numbers.Add(1)
+	id := fmt.Sprintf("e%d", n)
+	return l.w.sends(id, organization(int(n)%l.organizations))
+}
+
+// sends tells the ledger of an event that is about to be sent.
+func (w *world) sends(id, organization string) sent {
+	payload := fmt.Sprintf(`{"n": %q, "half": 0.50, "filler": %q}`, id, strings.Repeat("x", 200))
+	w.ledger.Sends(id, organization, fmt.Appendf(nil, `{"id":%q,"event":%q,"payload":%s}`, id, eventName, payload))
+	return sent{id, organization, fmt.Sprintf(`{"event":%q,"organization":%q,"id":%q,"payload":%s}`, eventName, organization, id, payload)}
+}
+
+// every calls f so many times a second, until the load ends. What was missed is made up for.
+func (l *load) every(rate float64, f func()) {
+	start := time.Now()
+	for n := 0; ; n++ {
+		select {
+		case <-l.end:
+			return
+		case <-time.After(time.Until(start.Add(time.Duration(float64(n) / rate * float64(time.Second))))):
+		}
+		f()
+	}
+}
+
+// mostUnanswered bounds what a producer has under way: an outage stops it.
+const mostUnanswered = 5000
+
+func (l *load) produce(producer *kgo.Client, rate int) {
+	slots := make(chan struct{}, mostUnanswered)
+	l.every(float64(rate), func() {
+		slots <- struct{}{}
+		e := l.next()
+		l.produceUntilAccepted(producer, e, func() { <-slots })
+	})
+	for range mostUnanswered {
+		slots <- struct{}{}
+	}
+}
+
+func (l *load) produceUntilAccepted(producer *kgo.Client, e sent, done func()) {
+	record := &kgo.Record{Topic: l.w.topics.Events, Key: []byte(e.organization), Value: []byte(e.text)}
+	producer.Produce(l.w.t.Context(), record, func(_ *kgo.Record, err error) {
+		switch {
+		case err == nil:
+			l.w.ledger.Accepted(e.id)
+			done()
+		case l.w.t.Context().Err() != nil || errors.Is(err, kgo.ErrClientClosed):
+			done()
+		default:
+			go l.produceUntilAccepted(producer, e, done) // a callback must not produce
+		}
+	})
+}
+
+// post is one of some clients that together send so many events a second.
+func (l *load) post(divisor, rate, size int) {
+	l.every(float64(rate)/float64(divisor), func() {
+		events := make([]sent, size)
+		for i := range events {
+			events[i] = l.next()
+		}
+		backOff := time.NewTicker(100 * time.Millisecond)
+		defer backOff.Stop()
+		for len(events) > 0 {
+			var err error
+			if events, err = l.postOnce(l.w.t.Context(), events); err == nil {
+				continue
+			}
+			select {
+			case <-l.w.t.Context().Done():
+				return
+			case <-backOff.C:
+			}
+		}
+	})
+}
+
+// postOnce posts events and returns those that are not accepted.
+func (l *load) postOnce(ctx context.Context, events []sent) (left []sent, err error) {
+	body := events[0].text
+	if len(events) > 1 {
+		texts := make([]string, len(events))
+		for i, e := range events {
+			texts[i] = e.text
+		}
+		body = "[" + strings.Join(texts, ",") + "]"
+	}
+	status, answer, err := l.w.try(ctx, l.http, http.MethodPost, "/v1/events", body)
+	if err != nil || status != http.StatusAccepted {
+		return events, fmt.Errorf("posting: status %d: %w", status, err)
+	}
+	if len(events) == 1 {
+		l.w.ledger.Accepted(events[0].id)
+		return nil, nil
+	}
+	var results struct {
+		Results []struct {
+			ID     string
+			Status int
+		}
+	}
+	if err := json.Unmarshal(answer, &results); err != nil {
+		return events, fmt.Errorf("reading results: %w", err)
+	}
+	accepted := map[string]bool{}
+	for _, r := range results.Results {
+		accepted[r.ID] = r.Status == http.StatusAccepted
+	}
+	for _, e := range events {
+		if !accepted[e.id] {
+			left = append(left, e)
+			continue
+		}
+		l.w.ledger.Accepted(e.id)
+	}
+	return left, nil
+}
+
+// stop ends the load, and blocks until everything sent is accepted.
+func (l *load) stop(t *testing.T) {
+	t.Helper()
+	if l == nil {
+		return
+	}
+	close(l.end)
+	done := make(chan struct{})
+	go func() { defer close(done); l.work.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(2 * soon):
+		t.Fatalf("waiting for the load to end: %+v", l.w.ledger.Count())
+	}
+	l.http.CloseIdleConnections()
+}
+
+// try makes a REST call with the admin key.
+func (w *world) try(ctx context.Context, client *http.Client, method, path, body string, headers ...string) (status int, answer []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+w.ingest.Listen+path, strings.NewReader(body))
+	if err != nil {
+		return 0, nil, fmt.Errorf("making request: %w", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+adminKey)
+	req.Header.Set("Content-Type", "application/json")
+	for i := 0; i+1 < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, nil, fmt.Errorf("calling %s %s: %w", method, path, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	answer, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, bytes.Clone(answer), err
+}
+
+// call makes a REST call that must be answered with a status.
+func (w *world) call(status int, method, path, body string, headers ...string) []byte {
+	w.t.Helper()
+	var answer []byte
+	pipeline.Wait(w.t, soon, method+" "+path, func() error {
+		got, text, err := w.try(w.t.Context(), http.DefaultClient, method, path, body, headers...)
+		switch {
+		case err != nil:
+			return err
+		case got == http.StatusServiceUnavailable && status != got:
+			return fmt.Errorf("got %d %s, want %d", got, text, status)
+		case got != status:
+			w.t.Fatalf("%s %s %s: got %d %s, want %d", method, path, body, got, text, status)
+		}
+		answer = text
+		return nil
+	})
+	return answer
+}
+
+// subscribe creates a webhook of an organization at a path of the targets, with
+// further members of the request if more is not empty: `,"name":value`.
+func (w *world) subscribe(organization, path, more string) ledger.Webhook {
+	w.t.Helper()
+	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
+	hook := ledger.Webhook{Organization: organization, Path: path}
+	if err := json.Unmarshal(w.call(http.StatusCreated, http.MethodPost, "/v1/webhooks", body), &hook); err != nil {
+		w.t.Fatal(err)
+	}
+	w.ledger.Subscribe(hook)
+	return hook
+}

@@ -1,0 +1,330 @@
+package faults
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/loadtest/ledger"
+	"github.com/postrider/postrider/loadtest/pipeline"
+	"github.com/postrider/postrider/loadtest/receiver"
+	"github.com/postrider/postrider/schemas"
+	"github.com/postrider/postrider/schemas/clickhouse"
+	"github.com/postrider/postrider/schemas/kafka"
+)
+
+const (
+	adminKey = "faults-admin-key-0123456789-0123456789"
+	keyRing  = "k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+	// soon bounds what takes milliseconds on an idle machine and seconds on a loaded one.
+	soon = time.Minute
+)
+
+// options say how a scenario's world differs from the usual: one broker and one
+// ClickHouse shared with others, one process of each service, twenty organizations
+// with a webhook each, and a steady load.
+type options struct {
+	brokers       int      // 3: a cluster of its own; 1: a broker of its own; 0: the shared one
+	settings      []string // of those brokers
+	cluster       func(w *world)
+	ownClickHouse bool
+	rate          int           // events a second; 0: the usual, -1: no load
+	organizations int           // 0: the usual
+	sender        []string      // further arguments
+	delay         time.Duration // until the webhooks' targets answer
+}
+
+const (
+	partitions         = 4
+	usualOrganizations = 20
+)
+
+// world is everything between the producers and the receivers, and the ledger
+// outside of it.
+type world struct {
+	t   *testing.T
+	row *Row
+
+	kafka   *pipeline.Kafka // nil: brokers are what cluster made
+	ch      *pipeline.ClickHouse
+	cfg     kafka.Config
+	topics  schemas.Topics
+	ingest  *pipeline.Service
+	router  *pipeline.Service
+	sender  *pipeline.Service
+	targets *receiver.Receiver
+	ledger  *ledger.Ledger
+	load    *load
+	log     *log
+
+	mu       sync.Mutex // guards the below
+	services []*pipeline.Service
+
+	peak  atomic.Int64 // bytes
+	kills []ledger.Kill
+	ends  []time.Time // of faults
+}
+
+// startWorld brings a world up and its load under way.
+func startWorld(t *testing.T, row *Row, o options) *world {
+	t.Helper()
+	w := &world{t: t, row: row, ledger: ledger.New()}
+	prefix := "faults."
+	switch {
+	case o.cluster != nil:
+		o.cluster(w)
+	case o.brokers == 0:
+		w.kafka, prefix = pipeline.SharedKafka(t)
+	default:
+		w.kafka = pipeline.StartKafka(t, o.brokers, o.settings...)
+	}
+	if w.kafka != nil {
+		w.cfg.Brokers = w.kafka.Addrs()
+	}
+	w.cfg.TopicPrefix, w.topics = prefix, schemas.NewTopics(prefix)
+	if o.ownClickHouse {
+		w.ch = pipeline.StartClickHouse(t)
+	} else {
+		w.ch = pipeline.SharedClickHouse(t)
+	}
+	w.targets = receiver.Start(t, receiver.Config{Seen: w.ledger.Request})
+	w.prepare()
+	w.log = w.startLog()
+	w.ingest = w.start("ingest", "ingest-1")
+	w.router = w.start("router", "router-1")
+	w.sender = w.start("sender", "sender-1", o.sender...)
+	for _, service := range w.services {
+		service.WaitReady(t)
+	}
+	organizations := cmp.Or(o.organizations, usualOrganizations)
+	for n := range organizations {
+		w.subscribe(organization(n), "/"+organization(n), "")
+		w.targets.Answers("/"+organization(n), receiver.Answer{Delay: o.delay})
+	}
+	w.watchMemory()
+	if o.rate >= 0 {
+		w.startLoad(organizations, o.rate)
+	}
+	return w
+}
+
+func organization(n int) string { return "o" + strconv.Itoa(n) }
+
+// prepare makes topics and tables.
+func (w *world) prepare() {
+	w.t.Helper()
+	err := kafka.CreateTopics(w.t.Context(), w.client(), w.topics, schemas.Partitions{Events: partitions, Deliveries: partitions}, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	conn, err := clickhouse.Config{Address: w.ch.Native, Database: w.ch.Database}.Open()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // nothing is buffered
+	if err := clickhouse.Migrate(w.t.Context(), conn, w.ch.Database); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// start starts one more process of a service and does not wait.
+func (w *world) start(name, instance string, more ...string) *pipeline.Service {
+	w.t.Helper()
+	args := []string{
+		"--brokers=" + strings.Join(w.cfg.Brokers, ","), "--topic-prefix=" + w.cfg.TopicPrefix,
+		"--log-format=text", "--instance=" + instance,
+	}
+	audit := []string{"--key-ring=" + keyRing, "--allow-targets=127.0.0.0/8", "--clickhouse=" + w.ch.Native, "--clickhouse-database=" + w.ch.Database}
+	switch name {
+	case "ingest":
+		args = append(append(args, audit...), "--admin-key="+adminKey)
+	case "sender":
+		args = append(append(args, audit...), "--audit-insert-timeout=2s")
+	}
+	s := pipeline.Start(w.t, name, append(args, more...)...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.services = append(w.services, s)
+	return s
+}
+
+// client is a franz-go client of the test's own.
+func (w *world) client(opts ...kgo.Opt) *kgo.Client {
+	w.t.Helper()
+	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(w.cfg.Brokers...)}, opts...)...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(cl.Close)
+	return cl
+}
+
+// watchMemory keeps the most that all services had resident at once.
+func (w *world) watchMemory() {
+	end, done := make(chan struct{}), make(chan struct{})
+	w.t.Cleanup(func() { close(end); <-done })
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+			}
+			var sum int64
+			w.mu.Lock()
+			for _, service := range w.services {
+				sum += service.Resident()
+			}
+			w.mu.Unlock()
+			w.peak.Store(max(w.peak.Load(), sum))
+		}
+	}()
+}
+
+// faultEnded notes that a fault is over now: recovery counts from here.
+func (w *world) faultEnded() { w.ends = append(w.ends, time.Now()) }
+
+// killSender kills a sender and notes what it had said by then.
+func (w *world) killSender(s *pipeline.Service) {
+	w.t.Helper()
+	s.Kill9(w.t)
+	w.noteKill()
+}
+
+// noteKill notes that a sender has come to an end that could not tell of its
+// attempts in flight.
+func (w *world) noteKill() {
+	w.t.Helper()
+	at, ends := time.Now(), map[int32]int64{}
+	cl := w.client()
+	defer cl.Close()
+	pipeline.Wait(w.t, soon, "the ends of outcomes", func() error {
+		listed, err := kadm.NewClient(cl).ListEndOffsets(w.t.Context(), w.topics.Outcomes)
+		if err == nil {
+			err = listed.Error()
+		}
+		listed.Each(func(o kadm.ListedOffset) { ends[o.Partition] = o.Offset })
+		return err
+	})
+	w.kills = append(w.kills, ledger.Kill{At: at, Ends: ends})
+}
+
+// progress waits until events go through everything: so many more than now are
+// accepted, and as many requests come.
+func (w *world) progress(events int) {
+	w.t.Helper()
+	before := w.ledger.Count()
+	pipeline.Wait(w.t, 2*soon, "progress", func() error {
+		now := w.ledger.Count()
+		if accepted, requests := now.Accepted-before.Accepted, now.Requests-before.Requests; accepted < events || requests < events {
+			return fmt.Errorf("%d more accepted and %d more requests, want %d", accepted, requests, events)
+		}
+		return nil
+	})
+}
+
+// finish ends the load, waits until all has come to rest, and judges.
+func (w *world) finish() {
+	w.t.Helper()
+	w.load.stop(w.t)
+	w.settle()
+	facts := w.log.facts()
+	facts.Kills = w.kills
+	facts.Rows = w.rows()
+	facts.Events = w.events()
+	w.row.Verdict = w.ledger.Judge(facts)
+	for _, end := range w.ends {
+		first := w.ledger.FirstAfter(end)
+		if first.IsZero() {
+			w.problemf("no request came of an event accepted after %s", end.Format(time.TimeOnly))
+			continue
+		}
+		w.row.Recovery = max(w.row.Recovery, first.Sub(end))
+	}
+	w.row.PeakBytes = w.peak.Load()
+}
+
+// settle waits until each owed delivery was accepted by its target or has another
+// end, and the audit has caught up. What never comes to rest is the judge's to tell.
+func (w *world) settle() {
+	w.t.Helper()
+	limit := pick(2*soon, 10*soon)
+	if err := pipeline.Try(w.t, limit, func() error { return w.log.settled(w) }); err != nil {
+		w.problemf("deliveries did not come to rest within %v: %v", limit, err)
+	}
+	if err := pipeline.Try(w.t, 2*soon, func() error {
+		want := fmt.Sprint(w.log.count())
+		if got := w.query("SELECT count() FROM outcomes"); got != want {
+			return fmt.Errorf("rows of outcomes: got %s, want %s", got, want)
+		}
+		accepted := w.ledger.Count().Accepted
+		if got, _ := strconv.Atoi(w.query("SELECT count() FROM events WHERE " + ours)); got < accepted {
+			return fmt.Errorf("rows of events: got %d, want %d", got, accepted)
+		}
+		return nil
+	}); err != nil {
+		w.problemf("the audit did not catch up: %v", err)
+	}
+}
+
+// ours leaves out operational events.
+const ours = "event = '" + eventName + "'"
+
+// query asks ClickHouse about the world's own tables.
+func (w *world) query(statement string) string {
+	w.t.Helper()
+	for _, table := range []string{"outcomes", "events", "deliveries"} {
+		statement = strings.ReplaceAll(statement, "FROM "+table, "FROM "+w.ch.Database+"."+table)
+	}
+	return strings.TrimRight(w.ch.Query(w.t, statement), "\n")
+}
+
+// lines are a query's rows.
+func (w *world) lines(statement string) [][]string {
+	w.t.Helper()
+	var rows [][]string
+	for line := range strings.Lines(w.query(statement)) {
+		rows = append(rows, strings.Split(strings.TrimSuffix(line, "\n"), "\t"))
+	}
+	return rows
+}
+
+func (w *world) rows() (rows []ledger.Row) {
+	w.t.Helper()
+	for _, f := range w.lines("SELECT partition, offset, delivery_id, attempt, result FROM outcomes") {
+		rows = append(rows, ledger.Row{
+			Partition: int32(number(w.t, f[0])), Offset: number(w.t, f[1]), //nolint:gosec // a partition
+			DeliveryID: f[2], Attempt: int(number(w.t, f[3])), Result: f[4],
+		})
+	}
+	return rows
+}
+
+func (w *world) events() (rows []ledger.EventRow) {
+	w.t.Helper()
+	for _, f := range w.lines("SELECT event_id, matches FROM events WHERE " + ours) {
+		rows = append(rows, ledger.EventRow{ID: f[0], Matches: int(number(w.t, f[1]))})
+	}
+	return rows
+}
+
+func number(t *testing.T, text string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
