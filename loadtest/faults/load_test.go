@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -63,11 +64,16 @@ func (w *world) startLoad(organizations, rate int) {
 // sent is an event as a producer has it.
 type sent struct{ id, organization, text string }
 
+// The first letter of an event's id says which way it is sent.
+const (
+	byREST  = "r"
+	byKafka = "k"
+)
+
 // next is a new event, which the ledger knows of.
-func (l *load) next() sent {
+func (l *load) next(way string) sent {
 	n := l.numbers.Add(1)
-	id := fmt.Sprintf("e%d", n)
-	return l.w.sends(id, organization(int(n)%l.organizations))
+	return l.w.sends(way+strconv.FormatInt(n, 10), organization(int(n)%l.organizations))
 }
 
 // sends tells the ledger of an event that is about to be sent.
@@ -97,7 +103,7 @@ func (l *load) produce(producer *kgo.Client, rate int) {
 	slots := make(chan struct{}, mostUnanswered)
 	l.every(float64(rate), func() {
 		slots <- struct{}{}
-		e := l.next()
+		e := l.next(byKafka)
 		l.produceUntilAccepted(producer, e, func() { <-slots })
 	})
 	for range mostUnanswered {
@@ -125,7 +131,7 @@ func (l *load) post(divisor, rate, size int) {
 	l.every(float64(rate)/float64(divisor), func() {
 		events := make([]sent, size)
 		for i := range events {
-			events[i] = l.next()
+			events[i] = l.next(byREST)
 		}
 		backOff := time.NewTicker(100 * time.Millisecond)
 		defer backOff.Stop()

@@ -2,7 +2,9 @@ package faults
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/loadtest/ledger"
@@ -24,6 +27,9 @@ import (
 const (
 	adminKey = "faults-admin-key-0123456789-0123456789"
 	keyRing  = "k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+	// retrySchedule lets a target be away for a good minute.
+	retrySchedule = "1s,1s,2s,4s,8s,15s,15s,15s,30s,30s"
 
 	// soon bounds what takes milliseconds on an idle machine and seconds on a loaded one.
 	soon = time.Minute
@@ -40,6 +46,7 @@ type options struct {
 	rate          int           // events a second; 0: the usual, -1: no load
 	organizations int           // 0: the usual
 	sender        []string      // further arguments
+	webhook       string        // further members of the webhooks: `,"name":value`
 	delay         time.Duration // until the webhooks' targets answer
 }
 
@@ -54,7 +61,9 @@ type world struct {
 	t   *testing.T
 	row *Row
 
-	kafka   *pipeline.Kafka // nil: brokers are what cluster made
+	kafka   *pipeline.Kafka // nil if there is kfake
+	kfake   *kfake.Cluster
+	small   string // folder of a small file system
 	ch      *pipeline.ClickHouse
 	cfg     kafka.Config
 	topics  schemas.Topics
@@ -69,15 +78,17 @@ type world struct {
 	mu       sync.Mutex // guards the below
 	services []*pipeline.Service
 
-	peak  atomic.Int64 // bytes
-	kills []ledger.Kill
-	ends  []time.Time // of faults
+	peak       atomic.Int64 // bytes
+	senderArgs []string     // of every sender
+	kills      []ledger.Kill
+	ends       []time.Time // of faults
+	mayRepeat  int         // requests, without a kill
 }
 
 // startWorld brings a world up and its load under way.
 func startWorld(t *testing.T, row *Row, o options) *world {
 	t.Helper()
-	w := &world{t: t, row: row, ledger: ledger.New()}
+	w := &world{t: t, row: row, ledger: ledger.New(), senderArgs: o.sender}
 	prefix := "faults."
 	switch {
 	case o.cluster != nil:
@@ -101,13 +112,13 @@ func startWorld(t *testing.T, row *Row, o options) *world {
 	w.log = w.startLog()
 	w.ingest = w.start("ingest", "ingest-1")
 	w.router = w.start("router", "router-1")
-	w.sender = w.start("sender", "sender-1", o.sender...)
+	w.sender = w.start("sender", "sender-1")
 	for _, service := range w.services {
 		service.WaitReady(t)
 	}
 	organizations := cmp.Or(o.organizations, usualOrganizations)
 	for n := range organizations {
-		w.subscribe(organization(n), "/"+organization(n), "")
+		w.subscribe(organization(n), "/"+organization(n), o.webhook)
 		w.targets.Answers("/"+organization(n), receiver.Answer{Delay: o.delay})
 	}
 	w.watchMemory()
@@ -137,7 +148,7 @@ func (w *world) prepare() {
 }
 
 // start starts one more process of a service and does not wait.
-func (w *world) start(name, instance string, more ...string) *pipeline.Service {
+func (w *world) start(name, instance string) *pipeline.Service {
 	w.t.Helper()
 	args := []string{
 		"--brokers=" + strings.Join(w.cfg.Brokers, ","), "--topic-prefix=" + w.cfg.TopicPrefix,
@@ -148,9 +159,10 @@ func (w *world) start(name, instance string, more ...string) *pipeline.Service {
 	case "ingest":
 		args = append(append(args, audit...), "--admin-key="+adminKey)
 	case "sender":
-		args = append(append(args, audit...), "--audit-insert-timeout=2s")
+		args = append(append(args, audit...), "--audit-insert-timeout=2s", "--retry-schedule="+retrySchedule)
+		args = append(args, w.senderArgs...)
 	}
-	s := pipeline.Start(w.t, name, append(args, more...)...)
+	s := pipeline.Start(w.t, name, args...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.services = append(w.services, s)
@@ -207,18 +219,57 @@ func (w *world) killSender(s *pipeline.Service) {
 // attempts in flight.
 func (w *world) noteKill() {
 	w.t.Helper()
-	at, ends := time.Now(), map[int32]int64{}
-	cl := w.client()
+	w.kills = append(w.kills, ledger.Kill{At: time.Now(), Ends: w.endOffsets(w.topics.Outcomes, false)})
+}
+
+// endOffsets are a topic's end offsets by partition: of what is written, or of what is
+// committed.
+func (w *world) endOffsets(topic string, committed bool) map[int32]int64 {
+	w.t.Helper()
+	ends, cl := map[int32]int64{}, w.client()
 	defer cl.Close()
-	pipeline.Wait(w.t, soon, "the ends of outcomes", func() error {
-		listed, err := kadm.NewClient(cl).ListEndOffsets(w.t.Context(), w.topics.Outcomes)
+	list := kadm.NewClient(cl).ListEndOffsets
+	if committed {
+		list = kadm.NewClient(cl).ListCommittedOffsets
+	}
+	pipeline.Wait(w.t, soon, "the ends of "+topic, func() error { // which a new leader may not know for a moment
+		ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
+		defer cancel()
+		listed, err := list(ctx, topic)
 		if err == nil {
 			err = listed.Error()
 		}
 		listed.Each(func(o kadm.ListedOffset) { ends[o.Partition] = o.Offset })
 		return err
 	})
-	w.kills = append(w.kills, ledger.Kill{At: at, Ends: ends})
+	return ends
+}
+
+// pass lets time go by, with the load going on: a fault has its length.
+func (w *world) pass(d time.Duration) {
+	select {
+	case <-w.t.Context().Done():
+	case <-time.After(d):
+	}
+}
+
+// waitMetric waits until a gauge of a service is as it should be.
+func (w *world) waitMetric(s *pipeline.Service, name string, ok func(value float64) bool) {
+	w.t.Helper()
+	pipeline.Wait(w.t, soon, name, func() error {
+		for line := range strings.Lines(s.Metrics(w.t)) {
+			value, found := strings.CutPrefix(line, name+" ")
+			if !found {
+				continue
+			}
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err == nil && !ok(v) {
+				err = fmt.Errorf("it is %v", v)
+			}
+			return err
+		}
+		return fmt.Errorf("there is none")
+	})
 }
 
 // progress waits until events go through everything: so many more than now are
@@ -241,18 +292,11 @@ func (w *world) finish() {
 	w.load.stop(w.t)
 	w.settle()
 	facts := w.log.facts()
-	facts.Kills = w.kills
+	facts.Kills, facts.MayRepeat = w.kills, w.mayRepeat
 	facts.Rows = w.rows()
 	facts.Events = w.events()
 	w.row.Verdict = w.ledger.Judge(facts)
-	for _, end := range w.ends {
-		first := w.ledger.FirstAfter(end)
-		if first.IsZero() {
-			w.problemf("no request came of an event accepted after %s", end.Format(time.TimeOnly))
-			continue
-		}
-		w.row.Recovery = max(w.row.Recovery, first.Sub(end))
-	}
+	w.row.Recovery = w.recovered()
 	w.row.PeakBytes = w.peak.Load()
 }
 
@@ -289,6 +333,32 @@ func (w *world) query(statement string) string {
 		statement = strings.ReplaceAll(statement, "FROM "+table, "FROM "+w.ch.Database+"."+table)
 	}
 	return strings.TrimRight(w.ch.Query(w.t, statement), "\n")
+}
+
+// read reads a topic to some ends, without the transactions' own records.
+func (w *world) read(topic string, ends map[int32]int64, each func(*kgo.Record), opts ...kgo.Opt) {
+	w.t.Helper()
+	cl := w.client(append(opts, kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchMaxWait(100*time.Millisecond), kgo.KeepControlRecords())...)
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(w.t.Context(), soon)
+	defer cancel()
+	left := maps.Clone(ends)
+	maps.DeleteFunc(left, func(_ int32, end int64) bool { return end == 0 })
+	for len(left) > 0 {
+		fetches := cl.PollFetches(ctx)
+		if err := fetches.Err0(); err != nil {
+			w.t.Fatalf("reading %s to %v: %v", topic, left, err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			if r.Offset+1 >= ends[r.Partition] {
+				delete(left, r.Partition)
+			}
+			if r.Offset < ends[r.Partition] && !r.Attrs.IsControl() {
+				each(r)
+			}
+		})
+	}
 }
 
 // lines are a query's rows.

@@ -15,6 +15,9 @@ type Facts struct {
 	Rows       []Row      // of ClickHouse's table outcomes
 	Events     []EventRow // of ClickHouse's view events
 	Kills      []Kill     // of senders
+	// MayRepeat is how many requests may have come again without a kill, such as
+	// those cut off when their partition went to another sender.
+	MayRepeat int
 }
 
 // Delivery is a record of the topic deliveries.
@@ -95,6 +98,12 @@ func (f *findings) add(format string, args ...any) {
 	f.texts = append(f.texts, fmt.Sprintf(format, args...))
 }
 
+func (f *findings) addAll(other findings) {
+	for _, text := range other.list() {
+		f.add("%s", text)
+	}
+}
+
 func (f *findings) list() []string {
 	if f.more == 0 {
 		return f.texts
@@ -115,7 +124,7 @@ func (l *Ledger) Judge(f Facts) Verdict {
 	made := j.deliveries(f.Deliveries)
 	ends := j.ends(f.Outcomes)
 	j.losses(made, ends)
-	j.repeats(f.Outcomes, f.Kills)
+	j.repeats(f.Outcomes, f.Kills, f.MayRepeat)
 	j.rows(f.Outcomes, f.Rows)
 	j.events(f.Events)
 	j.verdict.WorstP99 = l.worstP99Locked()
@@ -208,9 +217,12 @@ func (j *judge) losses(made map[pair]string, ends map[string]string) {
 }
 
 // repeats compares requests with outcomes. A request without an outcome of its own
-// was in flight at a kill, and at each kill of a delivery at most one is.
-func (j *judge) repeats(outcomes []Outcome, kills []Kill) {
+// was in flight at a kill, and at each kill of a delivery at most one is; but for
+// so many that may have no such cause.
+func (j *judge) repeats(outcomes []Outcome, kills []Kill, may int) {
 	told := map[pair][]Outcome{}
+	var unexplained findings
+	count := 0
 	for _, o := range outcomes {
 		if o.Requested {
 			key := pair{o.EventID, j.paths[o.WebhookID]}
@@ -229,10 +241,15 @@ func (j *judge) repeats(outcomes []Outcome, kills []Kill) {
 		j.verdict.InFlight += inFlight
 		switch {
 		case extra > inFlight:
-			j.findings.add("event %s came %d times to %s, for %d attempts and %d in flight at kills", key.event, len(seen.at), key.webhook, len(told[key]), inFlight)
+			count += extra - inFlight
+			unexplained.add("event %s came %d times to %s, for %d attempts and %d in flight at kills", key.event, len(seen.at), key.webhook, len(told[key]), inFlight)
 		case extra < 0:
 			j.findings.add("event %s came %d times to %s, fewer than its %d attempts", key.event, len(seen.at), key.webhook, len(told[key]))
 		}
+	}
+	if count > may {
+		j.findings.add("%d requests came again without a kill, want %d at most", count, may)
+		j.findings.addAll(unexplained)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -183,6 +184,66 @@ func (l *Ledger) Paths() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Sorted(maps.Keys(l.webhooks))
+}
+
+// AcceptanceGap is the longest time within a span in which no event was accepted
+// whose id has a prefix.
+func (l *Ledger) AcceptanceGap(prefix string, from, to time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var times []time.Time
+	for id, e := range l.events {
+		if strings.HasPrefix(id, prefix) {
+			times = append(times, e.acceptedAt)
+		}
+	}
+	return longestGap(times, from, to)
+}
+
+// Silence is the longest time within a span in which a path saw no request, and
+// that path, of all but those that except says.
+func (l *Ledger) Silence(from, to time.Time, except func(path string) bool) (path string, longest time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	times := map[string][]time.Time{}
+	for key, d := range l.seen {
+		times[key.webhook] = append(times[key.webhook], d.at...)
+	}
+	for at, all := range times {
+		if except != nil && except(at) {
+			continue
+		}
+		if gap := longestGap(all, from, to); gap > longest {
+			path, longest = at, gap
+		}
+	}
+	return path, longest
+}
+
+// longestGap is that between two of some times, or an end of the span.
+func longestGap(times []time.Time, from, to time.Time) (longest time.Duration) {
+	times = slices.DeleteFunc(times, func(at time.Time) bool { return at.Before(from) || at.After(to) })
+	slices.SortFunc(times, time.Time.Compare)
+	last := from
+	for _, at := range append(times, to) {
+		longest = max(longest, at.Sub(last))
+		last = at
+	}
+	return longest
+}
+
+// RequestAfter is when the first request came after a moment; zero if none has come.
+func (l *Ledger) RequestAfter(moment time.Time) (first time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.seen {
+		for _, at := range d.at {
+			if at.After(moment) && (first.IsZero() || at.Before(first)) {
+				first = at
+			}
+		}
+	}
+	return first
 }
 
 // FirstAfter is when the first request came of an event that was accepted after a

@@ -134,7 +134,31 @@ func TestJudgeRepeatsAtKills(t *testing.T) {
 		t.Errorf("got %+v, want one repeat, in flight", got)
 	}
 	l.Request(request(t, "e2"))
-	if got := l.Judge(*f); len(got.Findings) != 1 || got.Repeated != 2 || got.InFlight != 1 {
+	if got := l.Judge(*f); len(got.Findings) != 2 || got.Repeated != 2 || got.InFlight != 1 {
 		t.Errorf("got %+v, want a second repeat to be found", got)
+	}
+	f.MayRepeat = 1
+	if got := l.Judge(*f); len(got.Findings) > 0 || got.Repeated != 2 {
+		t.Errorf("got %+v, want the second repeat to be allowed", got)
+	}
+}
+
+// TestGaps looks at times alone.
+func TestGaps(t *testing.T) {
+	l, _ := healthy(t)
+	from := time.Now().Add(-time.Minute)
+	to := from.Add(time.Hour)
+	about := func(gap, want time.Duration) bool { return gap > want-time.Second && gap < want+time.Second }
+	if gap := l.AcceptanceGap("e", from, to); !about(gap, 59*time.Minute) {
+		t.Errorf("got a gap of %v in acceptance, want all after both", gap)
+	}
+	if gap := l.AcceptanceGap("other", from, to); gap != time.Hour {
+		t.Errorf("got a gap of %v in acceptance of none, want all of the hour", gap)
+	}
+	if path, gap := l.Silence(from, to, nil); path != "/w" || !about(gap, 59*time.Minute) {
+		t.Errorf("got a silence of %v at %q, want all after both at /w", gap, path)
+	}
+	if first := l.RequestAfter(from); first.IsZero() || !l.RequestAfter(to).IsZero() {
+		t.Errorf("got a first request at %v, want one, and none after an hour", first)
 	}
 }

@@ -66,7 +66,13 @@ func SharedKafka(t testing.TB) (k *Kafka, topicPrefix string) {
 // server.properties, and come last. It blocks until all brokers have registered.
 func StartKafka(t testing.TB, brokers int, settings ...string) *Kafka {
 	t.Helper()
-	k := startKafka(t, t.TempDir(), brokers, settings)
+	return StartKafkaIn(t, t.TempDir(), brokers, settings...)
+}
+
+// StartKafkaIn is StartKafka with the cluster's data in a folder.
+func StartKafkaIn(t testing.TB, dir string, brokers int, settings ...string) *Kafka {
+	t.Helper()
+	k := startKafka(t, dir, brokers, settings)
 	for _, b := range k.Brokers {
 		b.ownedBy(t)
 	}

@@ -193,6 +193,16 @@ func (p *Process) Resident() int64 {
 	return bytes
 }
 
+// Descriptors is how many files and sockets the process has open.
+func (p *Process) Descriptors(t testing.TB) int {
+	t.Helper()
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
+	if err != nil {
+		t.Fatalf("counting descriptors of %s: %v", p.name, err)
+	}
+	return len(open)
+}
+
 // CPU is the processor time that the process has used since its start.
 func (p *Process) CPU(t testing.TB) time.Duration {
 	t.Helper()

@@ -172,15 +172,20 @@ func (r *Receiver) Close() error {
 	defer cancel()
 	// A client that keeps its connection open is not waited for: it is cut off.
 	err := r.server.ShutdownWithContext(ctx)
-	r.mu.Lock()
-	for conn := range r.conns {
-		_ = conn.Close()
-	}
-	r.mu.Unlock()
+	r.CloseConnections()
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = nil
 	}
 	return errors.Join(err, <-r.served)
+}
+
+// CloseConnections cuts off every client that is connected now.
+func (r *Receiver) CloseConnections() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for conn := range r.conns {
+		_ = conn.Close()
+	}
 }
 
 // URL is the target of a path, which begins with a slash.

@@ -1,0 +1,247 @@
+package faults
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/postrider/postrider/loadtest/pipeline"
+)
+
+// brokers are scenarios of Kafka itself.
+func brokers() []scenario {
+	three := options{brokers: 3, rate: pick(200, 600)}
+	return []scenario{
+		{id: "F06a", fault: "one of three brokers killed", world: three, run: func(w *world) { w.brokersAway(1) }},
+		{id: "F06b", fault: "two of three brokers down", world: three, run: func(w *world) { w.brokersAway(2) }},
+		{id: "F06c", fault: "all three brokers down", world: three, run: func(w *world) { w.brokersAway(3) }},
+		{id: "F06d", fault: "three brokers stopped and started, one after another", world: three, run: rollingRestart},
+		{id: "F07", fault: "acknowledgements lost after the append (kfake)", world: options{cluster: startKfake}, run: acknowledgementsLost},
+		{id: "F08", fault: "leaders and coordinators move, EndTxn errs (kfake)", world: options{cluster: startKfake}, run: storm},
+		{id: "F09a", fault: "a router's transaction hangs, with another router at work", run: ownTransactionHangs},
+		{id: "F09b", fault: "a foreign producer's transaction on events hangs", run: foreignTransactionHangs},
+	}
+}
+
+// brokersAway kills so many of three brokers, the leader of the events among them,
+// and starts them again.
+func (w *world) brokersAway(n int) {
+	w.progress(200)
+	from := time.Now()
+	away := w.kafka.Brokers[:n]
+	for _, b := range away {
+		b.Kill9(w.t)
+	}
+	if n > 1 {
+		w.wantUnavailable()
+	}
+	w.pass(pick(15*time.Second, time.Minute))
+	for _, b := range away {
+		b.Restart(w.t)
+	}
+	w.faultEnded()
+	w.progress(500)
+	w.bound("the first request after the brokers' return", w.ledger.RequestAfter(w.ends[0]).Sub(w.ends[0]), 10*time.Second+slack)
+	if n == 1 {
+		w.noGap(from)
+	}
+	w.kafka.WaitReady(w.t, soon)
+}
+
+// noGap bounds the time without an accepted event, by REST, since a moment.
+func (w *world) noGap(from time.Time) {
+	w.t.Helper()
+	gap := w.ledger.AcceptanceGap(byREST, from, time.Now())
+	w.notef("longest time without a 202: %.1f s", gap.Seconds())
+	w.bound("the longest time without a 202", gap, 10*time.Second+slack)
+}
+
+// wantUnavailable is I9: an event that cannot be durable is answered 503 in time.
+// While a broker's death is new to the others one may be accepted still.
+func (w *world) wantUnavailable() {
+	w.t.Helper()
+	pipeline.Wait(w.t, soon, "a 503", func() error {
+		begun := time.Now()
+		e := w.sends(fmt.Sprintf("unavailable-%d", begun.UnixNano()), organization(0))
+		status, answer, err := w.try(w.t.Context(), http.DefaultClient, http.MethodPost, "/v1/events", e.text)
+		w.bound("an answer without brokers", time.Since(begun), 5*time.Second+slack)
+		switch {
+		case err == nil && status == http.StatusAccepted:
+			w.ledger.Accepted(e.id)
+			return fmt.Errorf("accepted")
+		case err != nil || status != http.StatusServiceUnavailable:
+			return fmt.Errorf("got %d %s %w, want 503", status, answer, err)
+		}
+		return nil
+	})
+}
+
+func rollingRestart(w *world) {
+	w.progress(200)
+	from := time.Now()
+	for _, b := range w.kafka.Brokers {
+		b.Terminate(w.t, soon)
+		b.Restart(w.t)
+		w.kafka.WaitReady(w.t, soon)
+		w.faultEnded()
+	}
+	w.progress(500)
+	w.noGap(from)
+}
+
+func startKfake(w *world) {
+	cluster, addrs := pipeline.StartKfake(w.t, kfake.NumBrokers(3))
+	w.kfake, w.cfg.Brokers = cluster, addrs
+}
+
+// acknowledgementsLost has every seventh produce request written and then answered
+// as if it might not be.
+func acknowledgementsLost(w *world) {
+	w.progress(200)
+	var asked atomic.Int64
+	struck := func(kmsg.Request) bool { return asked.Add(1)%7 == 0 }
+	timedOut := w.kfake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: -1, When: struck})
+	tooFew := w.kfake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicasAfterAppend, Count: -1, When: struck})
+	w.pass(pick(15*time.Second, time.Minute))
+	timedOut.Remove()
+	tooFew.Remove()
+	w.faultEnded()
+	w.notef("%d acknowledgements lost", timedOut.Hits()+tooFew.Hits())
+	if timedOut.Hits() < 50 || tooFew.Hits() < 50 {
+		w.problemf("the faults were met %d and %d times only", timedOut.Hits(), tooFew.Hits())
+	}
+	w.progress(500)
+	w.mayRepeat = w.ledger.Count().Requests
+}
+
+// storm moves a leader and all coordinators about three times a second, and has
+// every tenth end of a transaction err, before it is done or after.
+func storm(w *world) {
+	w.progress(200)
+	var handles []*kfake.FaultHandle
+	var asked atomic.Int64
+	for _, err := range []*kerr.Error{kerr.RequestTimedOut, kerr.NotCoordinator, kerr.CoordinatorNotAvailable, kerr.CoordinatorLoadInProgress, kerr.UnknownServerError} {
+		handles = append(handles, w.kfake.Fault(kfake.Fault{
+			Keys: []kmsg.Key{kmsg.EndTxn}, TopLevel: true, Err: err, Count: -1,
+			When: func(kmsg.Request) bool { return asked.Add(1)%10 == 0 },
+		}))
+	}
+	moves := 0
+	for from := time.Now(); time.Since(from) < pick(15*time.Second, time.Minute); moves++ {
+		w.kfake.ShufflePartitionLeaders()
+		if rand.IntN(3) == 0 {
+			w.kfake.RehashCoordinators()
+		}
+		w.pass(300 * time.Millisecond)
+	}
+	var hits int
+	for _, h := range handles {
+		hits += h.Hits()
+		h.Remove()
+	}
+	w.faultEnded()
+	w.notef("%d moves, %d EndTxn errors", moves, hits)
+	if hits < 10 {
+		w.problemf("EndTxn erred %d times only", hits)
+	}
+	w.progress(500)
+	w.mayRepeat = w.ledger.Count().Requests
+}
+
+// ownTransactionHangs freezes one of two routers in mid transaction: what the
+// other writes behind its open records waits until the broker ends it.
+func ownTransactionHangs(w *world) {
+	w.start("router", "router-2").WaitReady(w.t)
+	w.progress(200)
+	w.suspendMidTransaction(w.router, w.topics.Deliveries)
+	from := time.Now()
+	w.pass(pick(25*time.Second, time.Minute))
+	w.progress(200)
+	_, silence := w.ledger.Silence(from, time.Now(), nil)
+	w.notef("longest silence %.1f s", silence.Seconds())
+	w.bound("the readers' longest stall", silence, transactionTimeout+10*time.Second+slack)
+	w.router.Continue(w.t)
+	w.faultEnded()
+	w.backOrGone(w.router)
+	w.progress(500)
+}
+
+// transactionTimeout is that of Postrider's own producers.
+const transactionTimeout = 10 * time.Second
+
+// foreignTransactionHangs has a producer begin a transaction on each partition of
+// events and freeze: a process of its own, killed, so that no heartbeat helps it.
+func foreignTransactionHangs(w *world) {
+	w.progress(200)
+	foreign := w.client(kgo.TransactionalID("foreign"), kgo.TransactionTimeout(transactionTimeout), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err := foreign.BeginTransaction(); err != nil {
+		w.t.Fatal(err)
+	}
+	for p := range int32(partitions) {
+		e := sent{fmt.Sprintf("foreign-%d", p), organization(0), fmt.Sprintf(`{"event":"never.seen","organization":%q,"id":"foreign-%d"}`, organization(0), p)}
+		record := &kgo.Record{Topic: w.topics.Events, Partition: p, Key: []byte(e.organization), Value: []byte(e.text)}
+		if err := foreign.ProduceSync(w.t.Context(), record).FirstErr(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	from := time.Now()
+	w.waitMetric(w.router, "postrider_events_blocked_seconds", func(v float64) bool { return v >= 2 })
+	w.waitMetric(w.router, "postrider_events_blocked_seconds", func(v float64) bool { return v == 0 })
+	w.faultEnded()
+	w.progress(500)
+	_, silence := w.ledger.Silence(from, time.Now(), nil)
+	w.notef("longest silence %.1f s", silence.Seconds())
+	w.bound("the readers' longest stall", silence, transactionTimeout+10*time.Second+slack)
+}
+
+// starved are scenarios of a machine that runs out of something.
+func starved() []scenario {
+	return []scenario{
+		{id: "F23a", fault: "ingest and sender out of descriptors", run: noDescriptors},
+		{id: "F23b", fault: "sender out of memory", run: noMemory},
+		{id: "F23c", fault: "Kafka's disk full", world: options{cluster: startOnTmpfs}, run: brokerDiskFull},
+	}
+}
+
+func noDescriptors(w *world) {
+	w.progress(200)
+	services := []*pipeline.Service{w.ingest, w.sender}
+	for _, s := range services {
+		w.limit(s.PID(), syscall.RLIMIT_NOFILE, uint64(s.Descriptors(w.t))-5) //nolint:gosec // dozens
+	}
+	// New connections find no room; every target's are closed meanwhile, so that new ones are needed.
+	w.targets.CloseConnections()
+	w.pass(pick(12*time.Second, 30*time.Second))
+	for _, s := range services {
+		if !s.Running() {
+			w.problemf("a service ended without descriptors: %s", s.Output(w.t))
+		}
+		w.limit(s.PID(), syscall.RLIMIT_NOFILE, 4096)
+	}
+	w.faultEnded()
+	w.progress(500)
+}
+
+func noMemory(w *world) {
+	w.progress(200)
+	w.limit(w.sender.PID(), syscall.RLIMIT_AS, 64<<20) // far below what it has: the next page is refused
+	pipeline.Wait(w.t, soon, "the sender's end", func() error {
+		if w.sender.Running() {
+			return fmt.Errorf("it runs on with 64 MB")
+		}
+		return nil
+	})
+	w.noteKill()
+	w.sender.Restart(w.t)
+	w.faultEnded()
+	w.sender.WaitReady(w.t)
+	w.progress(500)
+}
