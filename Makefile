@@ -8,13 +8,14 @@ BIN      := $(CURDIR)/.bin
 # Test packages at once: each may run a Kafka and a ClickHouse of its own.
 P        ?= 2
 SCRIPT   ?= events.js
+DURATION ?= 1h
 
 LINT_VERSION     := v2.15.0
 VULN_VERSION     := v1.9.0
 LINT             := $(BIN)/golangci-lint-$(LINT_VERSION)
 VULN             := $(BIN)/govulncheck-$(VULN_VERSION)
 
-.PHONY: help build run test test-all lint vuln golden bench faults k6 clean
+.PHONY: help build run test test-all lint vuln golden bench faults soak k6 clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,9 @@ bench: ## Measure the pipeline on Apache Kafka and ClickHouse: a table, and JSON
 
 faults: ## Kill, freeze and starve a whole system, as loadtest/faults/README.md says (one: ARGS='-run TestFaults/F03').
 	cd loadtest && go test ./faults -full -v -timeout 180m $(ARGS)
+
+soak: ## Have random faults strike for as long as DURATION says, then verify that nothing is missing.
+	cd loadtest && go test ./faults -full -v -run TestSoak -soak $(DURATION) -timeout 0 $(ARGS)
 
 # k6 outside of the workspace: its dependencies and ours are not of one graph.
 k6: ## Run one k6 script (SCRIPT=events.js) against a running standalone (`make run`).

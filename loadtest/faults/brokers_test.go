@@ -54,7 +54,13 @@ func (w *world) brokersAway(n int) {
 		w.noGap(from)
 	}
 	w.kafka.WaitReady(w.t, soon)
+	w.mayRepeat = unansweredTransactions
 }
+
+// unansweredTransactions bounds the requests of senders that never learned what
+// became of their last transaction before the brokers went: each has at most so
+// many attempts in one, and makes those again that it did not commit.
+const unansweredTransactions = 5000
 
 // noGap bounds the time without an accepted event, by REST, since a moment.
 func (w *world) noGap(from time.Time) {
@@ -186,8 +192,8 @@ func foreignTransactionHangs(w *world) {
 		w.t.Fatal(err)
 	}
 	for p := range int32(partitions) {
-		e := sent{fmt.Sprintf("foreign-%d", p), organization(0), fmt.Sprintf(`{"event":"never.seen","organization":%q,"id":"foreign-%d"}`, organization(0), p)}
-		record := &kgo.Record{Topic: w.topics.Events, Partition: p, Key: []byte(e.organization), Value: []byte(e.text)}
+		text := fmt.Sprintf(`{"event":"never.seen","organization":%q,"id":"foreign-%d"}`, organization(0), p)
+		record := &kgo.Record{Topic: w.topics.Events, Partition: p, Key: []byte(organization(0)), Value: []byte(text)}
 		if err := foreign.ProduceSync(w.t.Context(), record).FirstErr(); err != nil {
 			w.t.Fatal(err)
 		}

@@ -26,7 +26,7 @@ const eventName = "medical-encounters.created"
 // load sends events at a steady rate until it is stopped: a half by a producer
 // straight to Kafka, two fifths by REST in batches, a tenth by REST one by one.
 // Each is sent until it is accepted, however often that takes, so that those
-// accepted are all there are.
+// accepted are all there are; and every fiftieth once more, which must make nothing.
 type load struct {
 	w             *world
 	organizations int
@@ -62,7 +62,12 @@ func (w *world) startLoad(organizations, rate int) {
 }
 
 // sent is an event as a producer has it.
-type sent struct{ id, organization, text string }
+type sent struct {
+	id, organization, text string
+	again                  bool // it is to be sent once more when it is accepted
+}
+
+const copyEvery = 50
 
 // The first letter of an event's id says which way it is sent.
 const (
@@ -73,14 +78,17 @@ const (
 // next is a new event, which the ledger knows of.
 func (l *load) next(way string) sent {
 	n := l.numbers.Add(1)
-	return l.w.sends(way+strconv.FormatInt(n, 10), organization(int(n)%l.organizations))
+	e := l.w.sends(way+strconv.FormatInt(n, 10), organization(int(n)%l.organizations))
+	e.again = n%copyEvery == 0
+	return e
 }
 
 // sends tells the ledger of an event that is about to be sent.
 func (w *world) sends(id, organization string) sent {
 	payload := fmt.Sprintf(`{"n": %q, "half": 0.50, "filler": %q}`, id, strings.Repeat("x", 200))
 	w.ledger.Sends(id, organization, fmt.Appendf(nil, `{"id":%q,"event":%q,"payload":%s}`, id, eventName, payload))
-	return sent{id, organization, fmt.Sprintf(`{"event":%q,"organization":%q,"id":%q,"payload":%s}`, eventName, organization, id, payload)}
+	text := fmt.Sprintf(`{"event":%q,"organization":%q,"id":%q,"payload":%s}`, eventName, organization, id, payload)
+	return sent{id: id, organization: organization, text: text}
 }
 
 // every calls f so many times a second, until the load ends. What was missed is made up for.
@@ -115,12 +123,16 @@ func (l *load) produceUntilAccepted(producer *kgo.Client, e sent, done func()) {
 	record := &kgo.Record{Topic: l.w.topics.Events, Key: []byte(e.organization), Value: []byte(e.text)}
 	producer.Produce(l.w.t.Context(), record, func(_ *kgo.Record, err error) {
 		switch {
-		case err == nil:
+		case err == nil && !e.again:
 			l.w.ledger.Accepted(e.id)
 			done()
 		case l.w.t.Context().Err() != nil || errors.Is(err, kgo.ErrClientClosed):
 			done()
 		default:
+			if err == nil {
+				l.w.ledger.Accepted(e.id)
+				e.again = false
+			}
 			go l.produceUntilAccepted(producer, e, done) // a callback must not produce
 		}
 	})
@@ -164,8 +176,7 @@ func (l *load) postOnce(ctx context.Context, events []sent) (left []sent, err er
 		return events, fmt.Errorf("posting: status %d: %w", status, err)
 	}
 	if len(events) == 1 {
-		l.w.ledger.Accepted(events[0].id)
-		return nil, nil
+		return l.accepted(events, func(sent) bool { return true }), nil
 	}
 	var results struct {
 		Results []struct {
@@ -180,14 +191,23 @@ func (l *load) postOnce(ctx context.Context, events []sent) (left []sent, err er
 	for _, r := range results.Results {
 		accepted[r.ID] = r.Status == http.StatusAccepted
 	}
+	return l.accepted(events, func(e sent) bool { return accepted[e.id] }), nil
+}
+
+// accepted tells the ledger and returns the events that are to be sent once more.
+func (l *load) accepted(events []sent, accepted func(sent) bool) (left []sent) {
 	for _, e := range events {
-		if !accepted[e.id] {
+		if !accepted(e) {
 			left = append(left, e)
 			continue
 		}
 		l.w.ledger.Accepted(e.id)
+		if e.again {
+			e.again = false
+			left = append(left, e)
+		}
 	}
-	return left, nil
+	return left
 }
 
 // stop ends the load, and blocks until everything sent is accepted.

@@ -54,14 +54,20 @@ func (r *Row) write(dir string) error {
 	return os.WriteFile(filepath.Join(dir, r.ID+".json"), append(text, '\n'), 0o600)
 }
 
+// allRows is the file with all rows, beside those of one.
+const allRows = "faults.json"
+
 // ReadRows reads all rows of a folder, in the order of their ids.
 func ReadRows(dir string) ([]Row, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "F*.json"))
+	names, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
 		return nil, err
 	}
 	var rows []Row
 	for _, name := range names {
+		if filepath.Base(name) == allRows {
+			continue
+		}
 		text, err := os.ReadFile(name)
 		if err != nil {
 			return nil, err
@@ -140,5 +146,5 @@ func report(dir string) error {
 	fmt.Print(table)
 	all, err := json.MarshalIndent(rows, "", "  ")
 	return errors.Join(err, os.WriteFile(filepath.Join(dir, "faults.md"), []byte(table), 0o600),
-		os.WriteFile(filepath.Join(dir, "faults.json"), all, 0o600))
+		os.WriteFile(filepath.Join(dir, allRows), all, 0o600))
 }

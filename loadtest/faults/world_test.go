@@ -257,18 +257,11 @@ func (w *world) pass(d time.Duration) {
 func (w *world) waitMetric(s *pipeline.Service, name string, ok func(value float64) bool) {
 	w.t.Helper()
 	pipeline.Wait(w.t, soon, name, func() error {
-		for line := range strings.Lines(s.Metrics(w.t)) {
-			value, found := strings.CutPrefix(line, name+" ")
-			if !found {
-				continue
-			}
-			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err == nil && !ok(v) {
-				err = fmt.Errorf("it is %v", v)
-			}
-			return err
+		v, err := strconv.ParseFloat(metric(s.Metrics(w.t), name), 64)
+		if err == nil && !ok(v) {
+			err = fmt.Errorf("it is %v", v)
 		}
-		return fmt.Errorf("there is none")
+		return err
 	})
 }
 
