@@ -2,7 +2,6 @@ package faults
 
 import (
 	"flag"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/http"
