@@ -247,7 +247,8 @@ func (w *world) try(ctx context.Context, client *http.Client, method, path, body
 	return resp.StatusCode, bytes.Clone(answer), err
 }
 
-// call makes a REST call that must be answered with a status.
+// call makes a REST call that must be answered with a status, and is made again
+// while there is no answer, or 503: it must do no harm to be done twice.
 func (w *world) call(status int, method, path, body string, headers ...string) []byte {
 	w.t.Helper()
 	var answer []byte
@@ -268,14 +269,39 @@ func (w *world) call(status int, method, path, body string, headers ...string) [
 }
 
 // subscribe creates a webhook of an organization at a path of the targets, with
-// further members of the request if more is not empty: `,"name":value`.
+// further members of the request if more is not empty: `,"name":value`. One that may
+// have been created without an answer is deleted first.
 func (w *world) subscribe(organization, path, more string) ledger.Webhook {
 	w.t.Helper()
 	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
 	hook := ledger.Webhook{Organization: organization, Path: path}
-	if err := json.Unmarshal(w.call(http.StatusCreated, http.MethodPost, "/v1/webhooks", body), &hook); err != nil {
-		w.t.Fatal(err)
-	}
+	pipeline.Wait(w.t, soon, "a webhook to be created", func() error {
+		status, answer, err := w.try(w.t.Context(), http.DefaultClient, http.MethodPost, "/v1/webhooks", body)
+		if err == nil && status == http.StatusCreated {
+			return json.Unmarshal(answer, &hook)
+		}
+		if err == nil && status != http.StatusServiceUnavailable {
+			w.t.Fatalf("creating a webhook: %d %s", status, answer)
+		}
+		w.unsubscribe(organization, w.targets.URL(path))
+		return fmt.Errorf("got %d %s %w", status, answer, err)
+	})
 	w.ledger.Subscribe(hook)
 	return hook
+}
+
+// unsubscribe deletes an organization's webhooks that call a URL.
+func (w *world) unsubscribe(organization, url string) {
+	w.t.Helper()
+	var list struct {
+		Data []struct{ ID, URL string }
+	}
+	if err := json.Unmarshal(w.call(http.StatusOK, http.MethodGet, "/v1/webhooks?organization="+organization, ""), &list); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, hook := range list.Data {
+		if hook.URL == url {
+			w.call(http.StatusNoContent, http.MethodDelete, "/v1/webhooks/"+hook.ID, "")
+		}
+	}
 }
