@@ -1,13 +1,13 @@
 package schemas
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -103,20 +103,48 @@ var ErrInvalidDeliveryID = errors.New("not a delivery id (dlv_ and 45 characters
 
 // ParseDeliveryID reads what String wrote.
 func ParseDeliveryID(s string) (DeliveryID, error) {
-	text, ok := strings.CutPrefix(s, deliveryPrefix)
-	b, err := idEncoding.DecodeString(text)
-	if !ok || err != nil || len(b) != 28 {
+	d, ok := parseDeliveryID([]byte(s))
+	if !ok {
 		return DeliveryID{}, fmt.Errorf("parsing delivery id %.64q: %w", s, ErrInvalidDeliveryID)
+	}
+	return d, nil
+}
+
+// parseDeliveryID makes no text and no error: a delivery is counted in less time than these take.
+func parseDeliveryID(text []byte) (DeliveryID, bool) {
+	const characters = 45 // of 5 bits, the last of which is spare
+	rest, ok := bytes.CutPrefix(text, []byte(deliveryPrefix))
+	if !ok || len(rest) != characters {
+		return DeliveryID{}, false
+	}
+	var b [28]byte
+	var bits uint64
+	held, n := 0, 0
+	for _, c := range rest {
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c >= 'a' && c <= 'v':
+			c -= 'a' - 10
+		default:
+			return DeliveryID{}, false
+		}
+		bits = bits<<5 | uint64(c)
+		if held += 5; held >= 8 {
+			held -= 8
+			b[n] = byte(bits >> held) //nolint:gosec // the low byte is meant
+			n++
+		}
+	}
+	if bits&1 != 0 { // one id, one text
+		return DeliveryID{}, false
 	}
 	d := DeliveryID{
 		Partition: int32(binary.BigEndian.Uint32(b[16:])), //nolint:gosec // bit pattern
 		Offset:    int64(binary.BigEndian.Uint64(b[20:])), //nolint:gosec // bit pattern
 	}
-	copy(d.Topic[:], b)
-	if d.String() != s { // the last character has spare bits: one id, one text
-		return DeliveryID{}, fmt.Errorf("parsing delivery id %.64q: %w", s, ErrInvalidDeliveryID)
-	}
-	return d, nil
+	copy(d.Topic[:], b[:])
+	return d, true
 }
 
 // MarshalText makes a delivery id its text in JSON.

@@ -35,8 +35,9 @@ type terminal struct {
 // (flags, POSTRIDER_… in the environment, a YAML file; all problems told at
 // once), so cobra, which tells commands apart, hands the flags on unread.
 func leaf(use, short string, a action) *cobra.Command {
+	title, _, _ := strings.Cut(short, ".\n")
 	return &cobra.Command{
-		Use: use, Short: short, DisableFlagParsing: true,
+		Use: use, Short: title, DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t := &terminal{in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr()}
 			var timeout time.Duration

@@ -42,7 +42,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 func rootCommand() *cobra.Command {
 	root := group("postrider", "Prepares Kafka and ClickHouse for Postrider, and speaks to it",
-		topicsCommand(), clickhouseCommand(), keysCommand(), webhooksCommand(), eventsCommand(), deliveriesCommand(),
+		topicsCommand(), clickhouseCommand(), keysCommand(), webhooksCommand(), eventsCommand(), deliveriesCommand(), verifyCommand(),
 	)
 	root.Version = process.Version()
 	root.SilenceErrors, root.SilenceUsage = true, true
@@ -69,6 +69,9 @@ func report(stderr io.Writer, command string, err error) int {
 	code := process.ExitCode(err)
 	if _, usage := errors.AsType[*usageError](err); usage {
 		code = exitUsage
+	}
+	if _, unknown := errors.AsType[*unknownError](err); unknown {
+		code = exitUnknown
 	}
 	// Nobody is left to tell of an error in writing to standard error.
 	if answer, refused := errors.AsType[*refusedError](err); refused && answer.asJSON {

@@ -104,6 +104,26 @@ func Bounds(ctx context.Context, cl *kgo.Client, topics ...string) (starts, ends
 	return starts, ends, err
 }
 
+// StableEnds returns for each partition of topics the offset before which every
+// transaction has ended: what a read-committed reader comes to.
+func StableEnds(ctx context.Context, cl *kgo.Client, topics ...string) (map[Place]int64, error) {
+	places, err := placesOf(ctx, cl, topics)
+	if err != nil {
+		return nil, err
+	}
+	return listOffsets(ctx, cl, places, atLatest, readCommitted)
+}
+
+// OffsetsAt returns for each partition of topics the offset of the first record
+// that was written at a time or later; -1 where there is none.
+func OffsetsAt(ctx context.Context, cl *kgo.Client, at time.Time, topics ...string) (map[Place]int64, error) {
+	places, err := placesOf(ctx, cl, topics)
+	if err != nil {
+		return nil, err
+	}
+	return listOffsets(ctx, cl, places, max(at.UnixMilli(), 0), readUncommitted)
+}
+
 // listOffsetsOnce asks for the places not yet found, and returns an error that
 // one of those still not found was answered with: one that will not pass, if
 // there is such.

@@ -1,28 +1,16 @@
 package consume
 
 import (
-	"encoding/base64"
-	"encoding/binary"
-	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"time"
+
+	"github.com/postrider/postrider/schemas"
 )
 
-// Bounds of what a partition's commit says. Kafka keeps 4,096 characters of
-// metadata (offset.metadata.max.bytes); in base64 that is 3,072 bytes. A
-// difference under 2^21 takes 3 bytes, one under 2^28 takes 4, and within a span
-// of 2^27 there are at most 64 of 2^21 or more: (999 + 1) × 3 + 64 bytes fit.
 const (
-	maxUnfinished = 1000
-	maxSpan       = 1 << 27
-	maxText       = 4096
-	textVersion   = "1:"
+	maxUnfinished = schemas.MaxUnfinished
+	maxSpan       = schemas.MaxMarkSpan
 )
-
-// errText is returned for commit metadata that this binary did not write.
-var errText = errors.New("commit metadata is not of version 1")
 
 // tracker knows which offsets of one partition are unfinished. Offsets may have
 // gaps (transaction markers, compaction). It is a value without locks or clocks.
@@ -47,49 +35,24 @@ type entry struct {
 
 // restore returns the tracker that a partition's committed offset (-1: none) and metadata say.
 func restore(offset int64, text string) (tracker, error) {
-	t := tracker{base: offset, next: offset, seen: -1}
-	if text == "" {
-		return t, nil
-	}
-	encoded, ok := strings.CutPrefix(text, textVersion)
-	if !ok || offset < 0 {
-		return tracker{}, fmt.Errorf("reading %.32q: %w", text, errText)
-	}
-	b, err := base64.RawStdEncoding.DecodeString(encoded)
+	m, err := schemas.ParseMark(offset, text)
 	if err != nil {
-		return tracker{}, fmt.Errorf("reading %.32q: %w", text, errText)
+		return tracker{}, err
 	}
-	at := offset
-	for step := uint64(0); ; {
-		t.open = append(t.open, entry{offset: at})
-		var n int
-		if step, n = binary.Uvarint(b); n <= 0 || step == 0 || step > maxSpan || len(t.open) > maxUnfinished {
-			return tracker{}, fmt.Errorf("reading %.32q: %w", text, errText)
-		}
-		at += int64(step)
-		if b = b[n:]; len(b) == 0 {
-			break
-		}
+	t := tracker{base: offset, next: m.Next, seen: -1, again: len(m.Unfinished)}
+	for _, unfinished := range m.Unfinished {
+		t.open = append(t.open, entry{offset: unfinished})
 	}
-	t.next, t.again = at, len(t.open)
 	return t, nil
 }
 
-// mark returns the offset to commit, which is the low-water mark, and the
-// metadata: the distances from it to each further unfinished offset and to next.
-// With nothing unfinished there is nothing to say.
+// mark returns the offset to commit, which is the low-water mark, and the metadata.
 func (t *tracker) mark() (offset int64, text string) {
-	if len(t.open) == 0 {
-		return t.next, ""
+	m := schemas.Mark{Next: t.next, Unfinished: make([]int64, len(t.open))}
+	for i, e := range t.open {
+		m.Unfinished[i] = e.offset
 	}
-	b := make([]byte, 0, 3*len(t.open)+8)
-	at := t.open[0].offset
-	for _, e := range t.open[1:] {
-		b = binary.AppendUvarint(b, uint64(e.offset-at)) //nolint:gosec // ascending
-		at = e.offset
-	}
-	b = binary.AppendUvarint(b, uint64(t.next-at)) //nolint:gosec // next is above them all
-	return t.open[0].offset, textVersion + base64.RawStdEncoding.EncodeToString(b)
+	return m.Low(), m.Text()
 }
 
 // room reports whether start may be called with offset: what the mark would have to list is bounded.

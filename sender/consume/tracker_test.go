@@ -6,16 +6,18 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/postrider/postrider/schemas"
 )
 
 func TestRestoreRefusesForeignText(t *testing.T) {
 	for _, text := range []string{"2:AA", "1:", "1:!", "1:AA", "1://///////////w", "x"} {
-		if _, err := restore(10, text); !errors.Is(err, errText) {
-			t.Errorf("text %q: error %v, want errText", text, err)
+		if _, err := restore(10, text); !errors.Is(err, schemas.ErrMark) {
+			t.Errorf("text %q: error %v, want schemas.ErrMark", text, err)
 		}
 	}
-	if _, err := restore(-1, "1:AQ"); !errors.Is(err, errText) {
-		t.Errorf("text without an offset: error %v, want errText", err)
+	if _, err := restore(-1, "1:AQ"); !errors.Is(err, schemas.ErrMark) {
+		t.Errorf("text without an offset: error %v, want schemas.ErrMark", err)
 	}
 }
 
@@ -68,7 +70,7 @@ func TestMarkFitsIntoMetadata(t *testing.T) {
 			offset += step.Draw(t, "step")
 		}
 		low, text := tr.mark()
-		if len(text) > maxText {
+		if len(text) > schemas.MaxMarkText {
 			t.Fatalf("%d characters for %d unfinished offsets", len(text), len(tr.open))
 		}
 		back, err := restore(low, text)
