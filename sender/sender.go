@@ -2,7 +2,7 @@
 // until it comes to its end, and writes every outcome; and it runs the audit,
 // which copies the logs to ClickHouse. Its rooms: consume (the loop around
 // Kafka), deliver (one HTTP attempt), retry (when and where a delivery waits),
-// audit.
+// audit, account (whether a delivery was lost).
 package sender
 
 import (
@@ -11,6 +11,7 @@ import (
 
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
+	"github.com/postrider/postrider/sender/account"
 	"github.com/postrider/postrider/sender/audit"
 	"github.com/postrider/postrider/sender/consume"
 	"github.com/postrider/postrider/sender/deliver"
@@ -47,6 +48,9 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 	return process.Run(ctx,
 		process.Stage{Name: "webhooks", Run: consumer.Follow},
 		process.Stage{Name: "audit", Run: func(ctx context.Context) error { return audit.Run(ctx, cfg.Audit, p) }},
+		process.Stage{Name: "account", Run: func(ctx context.Context) error {
+			return account.Run(ctx, account.Config{Kafka: cfg.Kafka, Instance: cfg.Instance}, p, consumer.Partitions)
+		}},
 		process.Stage{Name: "consume", Run: consumer.Run},
 	)
 }

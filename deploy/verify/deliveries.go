@@ -170,7 +170,7 @@ func (s *deliveryScan) readOutcomes(ctx context.Context) error {
 		return err
 	}
 	s.counts.Rows.Outcomes = rows.rows
-	s.counts.Rows.Lag += rows.lag()
+	s.counts.Rows.Lag += rows.lag
 	return nil
 }
 
@@ -417,7 +417,11 @@ func (s *deliveryScan) judge() {
 		default:
 			s.addDelivery(NoEnd, i, "an end, or a record that waits", "neither")
 		}
-		if s.rows != nil && offset >= s.rowsFrom[s.partition] && offset < audited && !isAside {
+		switch {
+		case s.rows == nil || isAside:
+		case offset >= audited:
+			s.counts.Rows.Lag++
+		case offset >= s.rowsFrom[s.partition]:
 			s.judgeRow(i, flag)
 		}
 	}

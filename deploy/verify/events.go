@@ -45,12 +45,17 @@ func (r *run) checkEvents(ctx context.Context, partition int32) error {
 		if err := scan.span.finish(ctx); err != nil {
 			return err
 		}
-		scan.counts.Rows.Events, scan.counts.Rows.Lag = scan.span.rows, scan.span.lag()
+		scan.counts.Rows.Events, scan.counts.Rows.Lag = scan.span.rows, scan.span.lag
 	}
 	events := kafka.Place{Topic: r.snap.topics.Events, Partition: partition}
-	scan.counts.Events.Waiting = r.snap.ends[events] - scan.at.offset
+	err := r.readAll(ctx, events, max(scan.at.offset, scan.from), r.snap.ends[events], func(event *kgo.Record) error {
+		if scan.scoped(event) {
+			scan.counts.Events.Waiting++
+		}
+		return nil
+	})
 	r.finish(scan.counts, &sums)
-	return nil
+	return err
 }
 
 func (r *run) newEventScan(partition int32) *eventScan {

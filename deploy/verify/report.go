@@ -106,7 +106,7 @@ type RowCounts struct {
 	Outcomes   int64 `json:"outcomes"`
 	Deliveries int64 `json:"deliveries"`
 	Events     int64 `json:"events"`
-	// Lag counts offsets that the audit has not come to.
+	// Lag counts records that the audit has not come to.
 	Lag int64 `json:"lag_records"`
 }
 

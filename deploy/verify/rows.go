@@ -174,8 +174,8 @@ type span struct {
 	audited  int64 // the audit has passed what is before
 	kept     time.Time
 	flags    []byte
-	rows     int64
-	compared bool
+	rows     int64 // of ClickHouse
+	lag      int64 // records that the audit has not come to
 }
 
 func (r *run) newSpan(source rowSource, partition int32, from, end int64) *span {
@@ -185,9 +185,6 @@ func (r *run) newSpan(source rowSource, partition int32, from, end int64) *span 
 		kept: r.rows.kept(source.tables[0], r.snap.at), flags: make([]byte, min(spanOffsets, max(end-from, 0))),
 	}
 }
-
-// lag is how many offsets the audit has not come to.
-func (s *span) lag() int64 { return max(s.end-s.audited, 0) }
 
 // reach compares what lies before an offset that is about to be marked.
 func (s *span) reach(ctx context.Context, offset int64) error {
@@ -205,6 +202,9 @@ func (s *span) mark(offset int64, at time.Time, flag byte) {
 		flag &^= spanWanted
 	}
 	s.flags[offset-s.from] |= flag
+	if offset >= s.audited && flag&spanWanted != 0 {
+		s.lag++
+	}
 }
 
 // finish compares what is left.
@@ -279,7 +279,6 @@ func (s *deliveryScan) readRows(ctx context.Context) error {
 		return nil
 	}
 	end := min(s.from+int64(len(s.flags)), max(s.snap.audit[s.place], 0))
-	s.counts.Rows.Lag += max(s.from+int64(len(s.flags))-end, 0)
 	if s.from >= end {
 		return nil
 	}

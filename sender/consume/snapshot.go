@@ -29,6 +29,23 @@ func (b *board) snapshot() snapshot {
 	return s
 }
 
+// Partitions returns the partitions of deliveries that are worked.
+func (c *Consumer) Partitions() []int32 {
+	s := c.session()
+	if s == nil {
+		return nil
+	}
+	s.board.mu.Lock()
+	defer s.board.mu.Unlock()
+	var partitions []int32
+	for at := range s.board.sources {
+		if at.topic == c.topics.Deliveries {
+			partitions = append(partitions, at.partition)
+		}
+	}
+	return partitions
+}
+
 // breakers is how many are open.
 func (b *board) breakers() (open int) {
 	b.mu.Lock()
