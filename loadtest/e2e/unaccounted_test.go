@@ -38,7 +38,7 @@ func openBooks(t *testing.T) *books {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		cfg := account.Config{Kafka: b.kafka, Instance: "test", Every: 50 * time.Millisecond}
+		cfg := account.Config{Kafka: b.kafka, Instance: "test", Every: 50 * time.Millisecond, Share: 1}
 		done <- account.Run(ctx, cfg, b.process, func() []int32 { return []int32{0, 1, 2, 3} })
 	}()
 	t.Cleanup(func() {

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -13,7 +14,7 @@ import (
 	"github.com/postrider/postrider/schemas/process"
 )
 
-// Commit is what a group has committed of a partition; an Offset of -1 says nothing.
+// Commit is what a group has committed of a partition; an Offset of -1 says that it has nothing.
 type Commit struct {
 	Offset   int64
 	Metadata string
@@ -67,7 +68,15 @@ func (q *commitsQuestion) ask(ctx context.Context, cl *kgo.Client) error {
 	unstable := make(map[int32]bool)
 	last := errNoAnswer
 	for i := range resp.Groups {
-		if err := kerr.ErrorForCode(resp.Groups[i].ErrorCode); err != nil {
+		err := kerr.ErrorForCode(resp.Groups[i].ErrorCode)
+		if errors.Is(err, kerr.GroupIDNotFound) {
+			for _, place := range q.missing {
+				q.found[place] = Commit{Offset: -1}
+			}
+			q.missing = nil
+			return nil
+		}
+		if err != nil {
 			return err //nolint:wrapcheck // the caller says what was asked
 		}
 		for _, t := range resp.Groups[i].Topics {

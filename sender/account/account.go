@@ -36,6 +36,8 @@ type Config struct {
 	Instance string
 	// Every is how often the books are balanced; 0 stands for 20 s.
 	Every time.Duration
+	// Share bounds the part of the time that it takes: one in so many; 0 stands for 50.
+	Share int
 }
 
 // accountant keeps a book for each partition.
@@ -59,6 +61,9 @@ type accountant struct {
 func Run(ctx context.Context, cfg Config, p *process.Process, owned func() []int32) error {
 	if cfg.Every == 0 {
 		cfg.Every = every
+	}
+	if cfg.Share == 0 {
+		cfg.Share = share
 	}
 	cl, err := cfg.Kafka.NewClient("postrider-account-" + cfg.Instance)
 	if err != nil {
@@ -87,7 +92,7 @@ func Run(ctx context.Context, cfg Config, p *process.Process, owned func() []int
 			clear(a.books)
 			a.log.Info("deliveries are not accounted for now", "error", err)
 		}
-		wait = max(cfg.Every, share*time.Since(began))
+		wait = max(cfg.Every, time.Duration(cfg.Share)*time.Since(began))
 	}
 	return nil
 }
