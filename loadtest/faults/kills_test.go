@@ -217,7 +217,7 @@ func (w *world) backOrGone(s *pipeline.Service) {
 }
 
 func rebalanceStorm(w *world) {
-	hung := "/" + organization(0)
+	hung := "/" + w.organizations[0]
 	w.targets.Answers(hung, receiver.Answer{Hang: true})
 	from := time.Now()
 	handovers := 0

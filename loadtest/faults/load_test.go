@@ -19,6 +19,7 @@ import (
 
 	"github.com/postrider/postrider/loadtest/ledger"
 	"github.com/postrider/postrider/loadtest/pipeline"
+	"github.com/postrider/postrider/loadtest/receiver"
 )
 
 const eventName = "medical-encounters.created"
@@ -28,24 +29,23 @@ const eventName = "medical-encounters.created"
 // Each is sent until it is accepted, however often that takes, so that those
 // accepted are all there are; and every fiftieth once more, which must make nothing.
 type load struct {
-	w             *world
-	organizations int
-	numbers       atomic.Int64
-	end           chan struct{}
-	work          sync.WaitGroup
-	http          *http.Client
+	w       *world
+	numbers atomic.Int64
+	end     chan struct{}
+	work    sync.WaitGroup
+	http    *http.Client
 }
 
 const batchSize = 20
 
-// startLoad starts the load of so many events a second, of so many organizations.
-func (w *world) startLoad(organizations, rate int) {
+// startLoad starts the load of so many events a second, of all organizations in turn.
+func (w *world) startLoad(rate int) {
 	w.t.Helper()
 	if rate == 0 {
 		rate = pick(400, 1000)
 	}
 	l := &load{
-		w: w, organizations: organizations, end: make(chan struct{}),
+		w: w, end: make(chan struct{}),
 		http: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 100}},
 	}
 	w.load = l
@@ -78,7 +78,7 @@ const (
 // next is a new event, which the ledger knows of.
 func (l *load) next(way string) sent {
 	n := l.numbers.Add(1)
-	e := l.w.sends(way+strconv.FormatInt(n, 10), organization(int(n)%l.organizations))
+	e := l.w.sends(way+strconv.FormatInt(n, 10), l.w.organizations[int(n)%len(l.w.organizations)])
 	e.again = n%copyEvery == 0
 	return e
 }
@@ -269,39 +269,51 @@ func (w *world) call(status int, method, path, body string, headers ...string) [
 }
 
 // subscribe creates a webhook of an organization at a path of the targets, with
-// further members of the request if more is not empty: `,"name":value`. One that may
-// have been created without an answer is deleted first.
+// further members of the request if more is not empty: `,"name":value`.
 func (w *world) subscribe(organization, path, more string) ledger.Webhook {
 	w.t.Helper()
-	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
-	hook := ledger.Webhook{Organization: organization, Path: path}
-	pipeline.Wait(w.t, soon, "a webhook to be created", func() error {
-		status, answer, err := w.try(w.t.Context(), http.DefaultClient, http.MethodPost, "/v1/webhooks", body)
-		if err == nil && status == http.StatusCreated {
-			return json.Unmarshal(answer, &hook)
-		}
-		if err == nil && status != http.StatusServiceUnavailable {
-			w.t.Fatalf("creating a webhook: %d %s", status, answer)
-		}
-		w.unsubscribe(organization, w.targets.URL(path))
-		return fmt.Errorf("got %d %s %w", status, answer, err)
-	})
-	w.ledger.Subscribe(hook)
+	hook, err := w.trySubscribe(organization, path, more)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	return hook
 }
 
-// unsubscribe deletes an organization's webhooks that call a URL.
-func (w *world) unsubscribe(organization, url string) {
+// trySubscribe is subscribe for where the answer may be lost: there may be a webhook
+// then that the ledger does not know.
+func (w *world) trySubscribe(organization, path, more string) (ledger.Webhook, error) {
 	w.t.Helper()
-	var list struct {
-		Data []struct{ ID, URL string }
+	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
+	status, answer, err := w.try(w.t.Context(), http.DefaultClient, http.MethodPost, "/v1/webhooks", body)
+	if err == nil && status != http.StatusCreated {
+		err = fmt.Errorf("creating a webhook: got %d %s", status, answer)
 	}
-	if err := json.Unmarshal(w.call(http.StatusOK, http.MethodGet, "/v1/webhooks?organization="+organization, ""), &list); err != nil {
-		w.t.Fatal(err)
+	hook := ledger.Webhook{Organization: organization, Path: path}
+	if err == nil {
+		err = json.Unmarshal(answer, &hook)
 	}
-	for _, hook := range list.Data {
-		if hook.URL == url {
-			w.call(http.StatusNoContent, http.MethodDelete, "/v1/webhooks/"+hook.ID, "")
-		}
+	if err != nil {
+		return hook, err
+	}
+	w.ledger.Subscribe(hook)
+	return hook, nil
+}
+
+// organize makes organizations with a webhook each. Where the answer is lost, as it
+// may be by a broker that has just started, another organization is made: the
+// webhook that may be there gets no event then.
+func (w *world) organize(n int, more string, answer receiver.Answer) {
+	w.t.Helper()
+	for len(w.organizations) < n {
+		name := "o" + strconv.Itoa(len(w.organizations))
+		pipeline.Wait(w.t, soon, "an organization", func() error {
+			hook, err := w.trySubscribe(name, "/"+name, more)
+			if err == nil {
+				w.targets.Answers(hook.Path, answer)
+				w.organizations = append(w.organizations, name)
+			}
+			name += "x"
+			return err
+		})
 	}
 }

@@ -81,7 +81,7 @@ func soakFaults() []soakFault {
 			w.ch.Restart(w.t)
 		}},
 		{"target away", func(w *world) {
-			path := "/" + organization(rand.IntN(usualOrganizations))
+			path := "/" + w.organizations[rand.IntN(len(w.organizations))]
 			w.targets.Answers(path, receiver.Status(http.StatusServiceUnavailable))
 			w.pass(5 * time.Second)
 			w.targets.Answers(path)

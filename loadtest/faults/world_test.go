@@ -116,19 +116,13 @@ func startWorld(t *testing.T, row *Row, o options) *world {
 	for _, service := range w.services {
 		service.WaitReady(t)
 	}
-	organizations := cmp.Or(o.organizations, usualOrganizations)
-	for n := range organizations {
-		w.subscribe(organization(n), "/"+organization(n), o.webhook)
-		w.targets.Answers("/"+organization(n), receiver.Answer{Delay: o.delay})
-	}
+	w.organize(cmp.Or(o.organizations, usualOrganizations), o.webhook, receiver.Answer{Delay: o.delay})
 	w.watchMemory()
 	if o.rate >= 0 {
-		w.startLoad(organizations, o.rate)
+		w.startLoad(o.rate)
 	}
 	return w
 }
-
-func organization(n int) string { return "o" + strconv.Itoa(n) }
 
 // prepare makes topics and tables.
 func (w *world) prepare() {
@@ -291,6 +285,19 @@ func (w *world) finish() {
 	w.row.Verdict = w.ledger.Judge(facts)
 	w.row.Recovery = w.recovered()
 	w.row.PeakBytes = w.peak.Load()
+	w.verify()
+}
+
+// verify has Postrider itself say that nothing is missing: it must agree with the ledger.
+func (w *world) verify() {
+	w.t.Helper()
+	if w.t.Failed() { // which it cannot then
+		return
+	}
+	if out, errOut, code := pipeline.Run(w.t, "postrider", "verify", "--list=5", "--brokers="+strings.Join(w.cfg.Brokers, ","),
+		"--topic-prefix="+w.cfg.TopicPrefix, "--clickhouse="+w.ch.Native, "--clickhouse-database="+w.ch.Database); code != 0 {
+		w.problemf("postrider verify ended with %d: %s%s", code, out, errOut)
+	}
 }
 
 // settle waits until each owed delivery was accepted by its target or has another
