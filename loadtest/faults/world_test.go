@@ -78,11 +78,12 @@ type world struct {
 	mu       sync.Mutex // guards the below
 	services []*pipeline.Service
 
-	peak       atomic.Int64 // bytes
-	senderArgs []string     // of every sender
-	kills      []ledger.Kill
-	ends       []time.Time // of faults
-	mayRepeat  int         // requests, without a kill
+	peak          atomic.Int64 // bytes
+	senderArgs    []string     // of every sender
+	organizations []string     // with a webhook each, at the path that has their name
+	kills         []ledger.Kill
+	ends          []time.Time // of faults
+	mayRepeat     int         // requests, without a kill
 }
 
 // startWorld brings a world up and its load under way.
