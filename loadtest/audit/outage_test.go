@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -78,27 +79,76 @@ func TestBadRecordGoesToRejected(t *testing.T) {
 	w.produce(t, 100)
 	w.waitExact(t, 30*time.Second)
 
+	found := w.rejectedPlaces(t, 4) // not events: those are the router's to reject
+	for i, r := range bad {
+		if i != 3 && found[fmt.Sprint(r.Topic, r.Partition, r.Offset)] == "" {
+			t.Errorf("%s/%d@%d is not in rejected", r.Topic, r.Partition, r.Offset)
+		}
+	}
+}
+
+// TestRefusedRowIsSetAside: what ClickHouse itself will not take goes to rejected
+// with ClickHouse's reason, and everything beside it goes in once.
+func TestRefusedRowIsSetAside(t *testing.T) {
+	_, brokers := pipeline.StartKfake(t)
+	w := startWorld(t, brokers, "postrider.", pipeline.SharedClickHouse(t))
+	w.query(t, "ALTER TABLE {db}.outcomes ADD CONSTRAINT picky CHECK event_id != 'refused'")
+	w.query(t, "ALTER TABLE {db}.delivery_states ADD CONSTRAINT picky CHECK event_id != 'refused'")
+	w.produce(t, 500)
+	var refused []*kgo.Record
+	for i := range 3 {
+		o := schemas.Outcome{
+			Organization: "acme", WebhookID: "wh_1", MessageID: "m", EventID: "refused", Event: "a.b", Cause: schemas.CauseEvent,
+			DeliveryID: schemas.DeliveryID{Topic: w.ids[w.topics.Deliveries], Partition: 1 << 20, Offset: 1<<30 + int64(i)},
+			Attempt:    1, StatusCode: 200, Result: schemas.ResultDelivered, StartedAt: time.Now(), RoutedAt: time.Now(),
+		}
+		record, err := o.Record(w.topics.Outcomes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused = append(refused, record)
+	}
+	w.send(t, refused)
+	w.produce(t, 500) // in the same blocks, behind them
+	w.startWriter(t)
+	w.waitExact(t, 30*time.Second)
+
+	found := w.rejectedPlaces(t, len(refused))
+	for _, r := range refused {
+		reason := found[fmt.Sprint(r.Topic, r.Partition, r.Offset)]
+		if !strings.Contains(reason, "picky") {
+			t.Errorf("%s/%d@%d was rejected with %q, want ClickHouse's reason", r.Topic, r.Partition, r.Offset, reason)
+		}
+	}
+	w.produce(t, 100) // and it goes on
+	w.waitExact(t, 30*time.Second)
+}
+
+// rejectedPlaces reads rejected until so many places are in it, and returns their details.
+func (w *world) rejectedPlaces(t *testing.T, n int) map[string]string {
+	t.Helper()
 	reader, err := w.cfg.Kafka.NewClient("test-rejected", kgo.ConsumeTopics(w.topics.Rejected))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
-	found := make(map[string]bool)
-	for len(found) < 4 { // not events: those are the router's to reject
-		fetches := reader.PollFetches(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	found := make(map[string]string)
+	for len(found) < n {
+		fetches := reader.PollFetches(ctx)
+		if err := fetches.Err0(); err != nil {
+			t.Fatalf("reading rejected: %v: got %v, want %d", err, found, n)
+		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			rejected, err := schemas.DecodeRejected(r)
 			if err != nil {
 				t.Fatal(err)
 			}
-			found[fmt.Sprint(rejected.Topic, rejected.Partition, rejected.Offset)] = true
+			found[fmt.Sprint(rejected.Topic, rejected.Partition, rejected.Offset)] = rejected.Detail
 		})
 	}
-	for i, r := range bad {
-		if i != 3 && !found[fmt.Sprint(r.Topic, r.Partition, r.Offset)] {
-			t.Errorf("%s/%d@%d is not in rejected", r.Topic, r.Partition, r.Offset)
-		}
-	}
+	return found
 }
 
 func TestUnknownVersionStopsItsPartition(t *testing.T) {

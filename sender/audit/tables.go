@@ -21,7 +21,9 @@ type table struct {
 	// places are the places of the rows, ascending.
 	places func(r *rows) []place
 	// drop removes the rows that stand in places.
-	drop   func(r *rows, places map[place]struct{})
+	drop func(r *rows, places map[place]struct{})
+	// halves are the rows, half and half, as rows of nothing else.
+	halves func(r *rows) (first, second rows)
 	append func(batch driver.Batch, r *rows) error
 }
 
@@ -90,6 +92,11 @@ func newTable[R interface{ at() place }](name string, fenced bool, of func(r *ro
 			}
 		}
 		*of(r) = kept
+	}
+	t.halves = func(r *rows) (first, second rows) {
+		all := *of(r)
+		*of(&first), *of(&second) = all[:len(all)/2:len(all)/2], all[len(all)/2:]
+		return first, second
 	}
 	t.append = func(batch driver.Batch, r *rows) error {
 		for i, c := range columns {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,14 +116,15 @@ func (w *writer) insertAll(ctx context.Context, ready []*stream, deadline time.T
 	for i, s := range ready {
 		blocks[i] = s.block
 	}
-	errs := make([]error, len(w.tables))
+	errs, refused := make([]error, len(w.tables)), make([][]refusal, len(w.tables))
 	var running sync.WaitGroup
 	for i := range w.tables {
 		running.Go(func() {
-			errs[i] = w.insertTable(ctx, i, blocks, deadline)
+			refused[i], errs[i] = w.insertTable(ctx, i, blocks, deadline)
 		})
 	}
 	running.Wait()
+	w.rejectRefused(slices.Concat(refused...))
 	// The tables' goroutines read the blocks; what came of it is noted after them.
 	for i, err := range errs {
 		for _, b := range blocks {
@@ -132,8 +134,9 @@ func (w *writer) insertAll(ctx context.Context, ready []*stream, deadline time.T
 	return errors.Join(errs...)
 }
 
-// insertTable looks up what may be in the table, and inserts what is not.
-func (w *writer) insertTable(ctx context.Context, i int, blocks []*block, deadline time.Time) error {
+// insertTable looks up what may be in the table, and inserts what is not. It returns
+// the rows that the table will never take.
+func (w *writer) insertTable(ctx context.Context, i int, blocks []*block, deadline time.Time) (refused []refusal, err error) {
 	t := w.tables[i]
 	var missing []*block
 	rows := 0
@@ -143,7 +146,7 @@ func (w *writer) insertTable(ctx context.Context, i int, blocks []*block, deadli
 		}
 		if t.fenced && b.unknown.has(i) {
 			if err := w.store.dropPresent(ctx, t, b); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if n := t.count(&b.rows); n > 0 {
@@ -152,10 +155,13 @@ func (w *writer) insertTable(ctx context.Context, i int, blocks []*block, deadli
 		}
 	}
 	if rows == 0 {
-		return nil
+		return nil, nil
 	}
 	begin := time.Now()
-	err := w.store.insert(ctx, t, missing, deadline)
+	if err = w.store.insert(ctx, t, missing, deadline); refusesRow(err) {
+		refused, err = w.setApart(ctx, t, missing, deadline)
+		rows -= len(refused)
+	}
 	w.metrics.insertSec.WithLabelValues(t.name).Observe(time.Since(begin).Seconds())
 	switch {
 	case err == nil:
@@ -166,7 +172,7 @@ func (w *writer) insertTable(ctx context.Context, i int, blocks []*block, deadli
 	default:
 		w.metrics.inserts.WithLabelValues(t.name, "refused").Inc()
 	}
-	return err
+	return refused, err
 }
 
 // note keeps what came of a table's insert.
