@@ -100,14 +100,10 @@ func knownResult(r Result) bool {
 
 // memberOf returns the text behind the first place of name, up to the next quote.
 func memberOf(value []byte, name string) []byte {
-	at := bytes.Index(value, []byte(name))
-	if at < 0 {
+	_, rest, found := bytes.Cut(value, []byte(name))
+	text, _, closed := bytes.Cut(rest, []byte{'"'})
+	if !found || !closed {
 		return nil
 	}
-	rest := value[at+len(name):]
-	end := bytes.IndexByte(rest, '"')
-	if end < 0 {
-		return nil
-	}
-	return rest[:end]
+	return text
 }

@@ -33,7 +33,7 @@ type Cursor struct {
 	place   Place
 	end     int64
 	next    int64 // the offset behind what was returned by fetch
-	records []*kgo.Record
+	records []kgo.Record
 	at      int
 
 	answers chan cursorAnswer
@@ -42,7 +42,7 @@ type Cursor struct {
 }
 
 type cursorAnswer struct {
-	records []*kgo.Record
+	records []kgo.Record
 	next    int64
 	skipped int
 	err     error
@@ -74,8 +74,7 @@ func (c *Cursor) Next() (*kgo.Record, error) {
 		c.records, c.at, c.next = a.records, 0, a.next
 		c.skipped += a.skipped
 	}
-	r := c.records[c.at]
-	c.records[c.at] = nil
+	r := &c.records[c.at]
 	c.at++
 	return r, nil
 }
@@ -86,14 +85,15 @@ func (c *Cursor) Skipped() int { return c.skipped }
 // Close ends the fetching.
 func (c *Cursor) Close() {
 	c.cancel()
-	for range c.answers { //nolint:revive // until the goroutine has ended
+	for range c.answers { // until the goroutine has ended
+		continue
 	}
 }
 
 // fetchAll sends answers until the end, an error or ctx.
 func (c *Cursor) fetchAll(ctx context.Context, cl *kgo.Client, from int64) {
 	defer close(c.answers)
-	f := fetcher{cl: cl, place: c.place, next: from, decompressor: decompressorOf(cl)}
+	f := fetcher{cl: cl, place: c.place, next: from, decompressor: decompressorOf(cl), names: make(map[string]string)}
 	for f.next < c.end {
 		a := f.fetch(ctx)
 		for len(a.records) > 0 && a.records[len(a.records)-1].Offset >= c.end {
@@ -128,7 +128,9 @@ type fetcher struct {
 	decompressor kgo.Decompressor
 	topic        topicMetadata
 	next         int64
-	known        bool // topic is
+	known        bool              // topic is
+	names        map[string]string // of headers seen: a handful
+	lastCount    int               // records of the last answer
 }
 
 // fetch returns what comes next, at least something, unless nothing comes for cursorPatience.
@@ -198,17 +200,14 @@ func (f *fetcher) take(ctx context.Context, p *kmsg.FetchResponseTopicPartition)
 		}
 		return cursorAnswer{}, kerr.OffsetOutOfRange
 	}
-	fetched, next := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
-		Offset: f.next, IsolationLevel: kgo.ReadCommitted(), Topic: f.place.Topic, Partition: f.place.Partition,
-	}, p, f.decompressor, nil)
-	a := cursorAnswer{records: fetched.Records}
-	bomb, isBomb := errors.AsType[*kgo.ErrDecompressTooLarge](fetched.Err)
-	if isBomb {
-		next, a.skipped = bomb.NextOffset, 1
-	} else if fetched.Err != nil {
-		return cursorAnswer{}, fetched.Err
+	u := unpacker{
+		place: f.place, decompressor: f.decompressor, next: f.next, names: f.names,
+		aborted: abortedOf(p), records: make([]kgo.Record, 0, f.lastCount),
 	}
-	f.next = max(f.next, next)
-	a.next = f.next
-	return a, nil
+	if err := u.unpack(p.RecordBatches); err != nil {
+		return cursorAnswer{}, err
+	}
+	f.lastCount = len(u.records)
+	f.next = u.next
+	return cursorAnswer{records: u.records, next: u.next, skipped: u.skipped}, nil
 }
