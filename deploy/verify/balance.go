@@ -1,10 +1,6 @@
 package verify
 
-import (
-	"encoding/binary"
-
-	"github.com/postrider/postrider/schemas/kafka"
-)
+import "encoding/binary"
 
 // hash names an event: schemas.DedupHash of its organization and id.
 type hash = [16]byte
@@ -56,5 +52,3 @@ type offsetAt struct {
 	partition int32
 	offset    int64
 }
-
-func (o offsetAt) in(topic string) kafka.Place { return kafka.Place{Topic: topic, Partition: o.partition} }

@@ -267,7 +267,9 @@ func (s *deliveryScan) oddOne(flag *byte) {
 }
 
 // waitingTopics are the topics in which deliveries wait that have left theirs.
-func (s *snapshot) waitingTopics() []string { return append([]string{s.topics.Held}, s.topics.Retry...) }
+func (s *snapshot) waitingTopics() []string {
+	return append([]string{s.topics.Held}, s.topics.Retry...)
+}
 
 // readWaiting learns which deliveries wait.
 func (s *deliveryScan) readWaiting(ctx context.Context) error {

@@ -13,14 +13,14 @@ type Kind string
 // The kinds.
 const (
 	// In the log.
-	NoEnd                  Kind = "delivery_without_end"      // neither an end nor a record that waits
-	TwoEnds                Kind = "delivery_with_two_ends"    // a second end
-	EndAndWaiting          Kind = "ended_delivery_waits"      // an end, and a record that waits
-	TwoWaiting             Kind = "delivery_waits_twice"      // two records that wait
-	OutcomeWithoutDelivery Kind = "outcome_without_delivery"  // an outcome of a delivery that does not stand in deliveries
-	WaitingWithoutDelivery Kind = "waiting_without_delivery"  // a record that waits, of a delivery that does not stand in deliveries
-	EventNotRouted         Kind = "event_not_routed"          // the router has passed an event and decided nothing on it
-	DeliveriesDiffer       Kind = "event_deliveries_differ"   // an event has other deliveries than routed says
+	NoEnd                  Kind = "delivery_without_end"     // neither an end nor a record that waits
+	TwoEnds                Kind = "delivery_with_two_ends"   // a second end
+	EndAndWaiting          Kind = "ended_delivery_waits"     // an end, and a record that waits
+	TwoWaiting             Kind = "delivery_waits_twice"     // two records that wait
+	OutcomeWithoutDelivery Kind = "outcome_without_delivery" // an outcome of a delivery that does not stand in deliveries
+	WaitingWithoutDelivery Kind = "waiting_without_delivery" // a record that waits, of a delivery that does not stand in deliveries
+	EventNotRouted         Kind = "event_not_routed"         // the router has passed an event and decided nothing on it
+	DeliveriesDiffer       Kind = "event_deliveries_differ"  // an event has other deliveries than routed says
 	// The log against ClickHouse.
 	OutcomeRowMissing  Kind = "outcome_row_missing"
 	OutcomeRowTwice    Kind = "outcome_row_twice"
@@ -87,7 +87,7 @@ type EventCounts struct {
 	Routed int64 `json:"routed_deliveries"`
 }
 
-// DeliveryCounts: Total = Ended + Pending + SetAside + those without end, which are findings.
+// DeliveryCounts are about deliveries in the log: Total = Ended + Pending + SetAside + those without end, which are findings.
 type DeliveryCounts struct {
 	Total int64            `json:"total"`
 	Ended map[string]int64 `json:"ended"`

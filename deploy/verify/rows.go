@@ -167,15 +167,15 @@ var (
 type span struct {
 	*run
 
-	source   rowSource
-	place    kafka.Place
-	from     int64 // of flags
-	end      int64 // of the partition
-	audited  int64 // the audit has passed what is before
-	kept     time.Time
-	flags    []byte
-	rows     int64 // of ClickHouse
-	lag      int64 // records that the audit has not come to
+	source  rowSource
+	place   kafka.Place
+	from    int64 // of flags
+	end     int64 // of the partition
+	audited int64 // the audit has passed what is before
+	kept    time.Time
+	flags   []byte
+	rows    int64 // of ClickHouse
+	lag     int64 // records that the audit has not come to
 }
 
 func (r *run) newSpan(source rowSource, partition int32, from, end int64) *span {
@@ -275,7 +275,7 @@ const ended = "state IN ('delivered', 'dead', 'discarded')"
 
 // readRows learns which deliveries have rows, and of which pings the audit has the event.
 func (s *deliveryScan) readRows(ctx context.Context) error {
-	if s.run.rows == nil {
+	if s.rows == nil {
 		return nil
 	}
 	end := min(s.from+int64(len(s.flags)), max(s.snap.audit[s.place], 0))
@@ -289,7 +289,7 @@ func (s *deliveryScan) readRows(ctx context.Context) error {
 }
 
 func (s *deliveryScan) readStates(ctx context.Context, end int64) error {
-	query := "SELECT delivery_id, toUInt8(" + ended + ") FROM " + s.run.rows.database + ".delivery_states WHERE partition = ? AND delivery_id >= ? AND delivery_id < ?"
+	query := "SELECT delivery_id, toUInt8(" + ended + ") FROM " + s.rows.database + ".delivery_states WHERE partition = ? AND delivery_id >= ? AND delivery_id < ?"
 	args := []any{s.partition, s.idOf(s.from).String(), s.idOf(end).String()}
 	if s.cfg.Organization != "" {
 		query += " AND organization = ?"
@@ -297,7 +297,7 @@ func (s *deliveryScan) readStates(ctx context.Context, end int64) error {
 	}
 	var text string
 	var over uint8
-	return s.run.rows.stream(ctx, query, args, func(found driver.Rows) error {
+	return s.rows.stream(ctx, query, args, func(found driver.Rows) error {
 		if err := found.Scan(&text, &over); err != nil {
 			return err //nolint:wrapcheck // stream says what is read
 		}
@@ -322,8 +322,8 @@ func (s *deliveryScan) readPings(ctx context.Context, end int64) error {
 		return nil
 	}
 	there := make(map[int64]int)
-	query := "SELECT offset FROM " + s.run.rows.database + ".event_log WHERE topic_id = ? AND partition = ? AND offset >= ? AND offset < ?"
-	err := s.run.rows.stream(ctx, query, []any{uuid.UUID(s.id).String(), s.partition, s.from, end}, func(found driver.Rows) error {
+	query := "SELECT offset FROM " + s.rows.database + ".event_log WHERE topic_id = ? AND partition = ? AND offset >= ? AND offset < ?"
+	err := s.rows.stream(ctx, query, []any{uuid.UUID(s.id).String(), s.partition, s.from, end}, func(found driver.Rows) error {
 		var offset int64
 		err := found.Scan(&offset)
 		there[offset]++
@@ -347,16 +347,16 @@ func (s *deliveryScan) readPings(ctx context.Context, end int64) error {
 
 // readOlder learns which deliveries of before the log the audit knows to be unfinished.
 func (s *deliveryScan) readOlder(ctx context.Context) error {
-	if s.run.rows == nil || s.snap.starts[s.place] == 0 || s.from > s.snap.starts[s.place] {
+	if s.rows == nil || s.snap.starts[s.place] == 0 || s.from > s.snap.starts[s.place] {
 		return nil
 	}
-	query := "SELECT delivery_id, accepted_at, routed_at FROM " + s.run.rows.database + ".delivery_states FINAL WHERE partition = ? AND delivery_id >= ? AND delivery_id < ? AND NOT " + ended
+	query := "SELECT delivery_id, accepted_at, routed_at FROM " + s.rows.database + ".delivery_states FINAL WHERE partition = ? AND delivery_id >= ? AND delivery_id < ? AND NOT " + ended
 	args := []any{s.partition, s.idOf(0).String(), s.idOf(s.from).String()}
 	if s.cfg.Organization != "" {
 		query += " AND organization = ?"
 		args = append(args, s.cfg.Organization)
 	}
-	return s.run.rows.stream(ctx, query, args, func(found driver.Rows) error {
+	return s.rows.stream(ctx, query, args, func(found driver.Rows) error {
 		var text string
 		var accepted, routed time.Time
 		if err := found.Scan(&text, &accepted, &routed); err != nil {

@@ -105,7 +105,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 }
 
 func (r *run) verify(ctx context.Context) error {
-	asking, cancel := context.WithTimeoutCause(ctx, snapshotTimeout, fmt.Errorf("Kafka did not answer within %s", snapshotTimeout))
+	asking, cancel := context.WithTimeoutCause(ctx, snapshotTimeout, fmt.Errorf("no answer of Kafka within %s", snapshotTimeout))
 	defer cancel()
 	var err error
 	if r.snap, err = takeSnapshot(asking, r.cl, r.cfg.Kafka.Topics(), r.cfg.Since); err != nil {

@@ -444,6 +444,14 @@ func (p *planter) checkCommand(t *testing.T) {
 	if code != 1 || !strings.Contains(stdout, string(verify.EventNotRouted)) {
 		t.Errorf("exit code %d, want 1 and the findings of the log:\n%s", code, stdout)
 	}
+	_, stderr, code = pipeline.Run(t, "postrider", append(args, "--topic-prefix=missing.")...)
+	if code != 4 || !strings.Contains(stderr, "missing.") {
+		t.Errorf("exit code %d, want 4 and which topics are missing: %s", code, stderr)
+	}
+	_, stderr, code = pipeline.Run(t, "postrider", append(args, "--organization=nobody", "--clickhouse=127.0.0.1:1")...)
+	if code != 4 || !strings.Contains(stderr, "as far as it was checked") {
+		t.Errorf("exit code %d, want 4 and that ClickHouse was not asked: %s", code, stderr)
+	}
 	stdout, _, code = pipeline.Run(t, "postrider", append(args, "--log-only", "--organization=nobody")...)
 	if code != 0 || !strings.Contains(stdout, `Nothing of organization "nobody" was found`) {
 		t.Errorf("exit code %d, want 0 and that nothing was found:\n%s", code, stdout)

@@ -237,7 +237,7 @@ func describe(ctx context.Context, cl *kgo.Client, topics []string) (map[string]
 	}
 	resp, err := req.RequestWith(ctx, cl)
 	if err != nil {
-		return nil, fmt.Errorf("describing topics %q: %w", topics, err)
+		return nil, fmt.Errorf("describing %d topics, among them %q: %w", len(topics), topics[:min(len(topics), 3)], err)
 	}
 	described := make(map[string]topicMetadata, len(topics))
 	for _, t := range resp.Topics {
