@@ -131,13 +131,13 @@ func (f *filler) events(ctx context.Context, n, partitions int) error {
 			p := i % partitions
 			e := f.event(i)
 			r := e.Record(f.topics.Events)
-			r.Partition = int32(p)
+			r.Partition = in(i, partitions)
 			write(r)
 			routed[p].Entries = append(routed[p].Entries, schemas.RoutedEntry{
 				Offset: int64(i / partitions), IDHash: schemas.DedupHash(e.Organization, e.ID), Result: schemas.RoutedMatched, Webhooks: 1,
 			})
 			if len(routed[p].Entries) == 500 || i >= n-partitions {
-				routed[p].EventsTopic, routed[p].Partition = f.ids[f.topics.Events], int32(p)
+				routed[p].EventsTopic, routed[p].Partition = f.ids[f.topics.Events], in(i, partitions)
 				write(routed[p].Record(f.topics.Routed))
 				routed[p].Entries = nil
 			}
@@ -150,14 +150,14 @@ func (f *filler) events(ctx context.Context, n, partitions int) error {
 	return f.insert(ctx, "event_log", []string{"organization", "event_id", "event", "cause", "accepted_at", "matches", "topic_id", "partition", "offset"}, n, func(i int) []any {
 		e := f.event(i)
 		one := uint32(1)
-		return []any{e.Organization, e.ID, e.Name, "event", f.at, &one, uuid.UUID(f.ids[f.topics.Events]), int32(i % partitions), int64(i / partitions)}
+		return []any{e.Organization, e.ID, e.Name, "event", f.at, &one, uuid.UUID(f.ids[f.topics.Events]), in(i, partitions), int64(i / partitions)}
 	})
 }
 
 // deliveries writes deliveries and outcomes, and the rows of both.
 func (f *filler) deliveries(ctx context.Context, n, partitions int) error {
 	id := func(i int) schemas.DeliveryID {
-		return schemas.DeliveryID{Topic: f.ids[f.topics.Deliveries], Partition: int32(i % partitions), Offset: int64(i / partitions)}
+		return schemas.DeliveryID{Topic: f.ids[f.topics.Deliveries], Partition: in(i, partitions), Offset: int64(i / partitions)}
 	}
 	webhook := func(i int) string { return fmt.Sprintf("wh_%026d", i%partitions) }
 	err := f.produce(ctx, func(write func(*kgo.Record)) error {
@@ -168,7 +168,7 @@ func (f *filler) deliveries(ctx context.Context, n, partitions int) error {
 				AcceptedAt: f.at, RoutedAt: f.at, Cause: schemas.CauseEvent, Body: schemas.AppendBody(nil, &e),
 			}
 			r := d.Record(f.topics.Deliveries)
-			r.Partition = int32(i % partitions)
+			r.Partition = in(i, partitions)
 			write(r)
 			d.ID = id(i)
 			o := schemas.Outcome{
@@ -190,7 +190,7 @@ func (f *filler) deliveries(ctx context.Context, n, partitions int) error {
 		return err
 	}
 	place := func(topic string, i int) []any {
-		return []any{uuid.UUID(f.ids[topic]), int32(i % partitions), int64(i / partitions)}
+		return []any{uuid.UUID(f.ids[topic]), in(i, partitions), int64(i / partitions)}
 	}
 	states := []string{"organization", "webhook_id", "delivery_id", "event_id", "event", "cause", "state", "accepted_at", "routed_at", "version", "topic_id", "partition", "offset"}
 	state := func(topic, name string, version int) func(i int) []any {
@@ -210,6 +210,9 @@ func (f *filler) deliveries(ctx context.Context, n, partitions int) error {
 		}),
 	)
 }
+
+// in is the partition of the i-th record.
+func in(i, partitions int) int32 { return int32(i % partitions) } //nolint:gosec // below partitions
 
 // insert adds n rows.
 func (f *filler) insert(ctx context.Context, table string, columns []string, n int, row func(i int) []any) (err error) {
