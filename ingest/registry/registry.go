@@ -72,6 +72,8 @@ type Registry struct {
 	}
 	health  kafka.Reporter
 	writes  chan *write
+	// patience is how long another replica's transaction is waited for.
+	patience time.Duration
 	watched atomic.Pointer[sighting]
 
 	badRecords prometheus.Counter
@@ -98,6 +100,7 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 		log:      p.Log,
 		health:   p.Health,
 		writes:   make(chan *write, maxQueue),
+		patience: maxTurn,
 		webhooks: kind[schemas.Webhook]{
 			table:  newTable(func(w *schemas.Webhook) string { return w.Organization }),
 			object: "webhook",

@@ -109,16 +109,31 @@ func (b *bed) subscribe(t testing.TB, n int) string {
 
 func do(t testing.TB, req *http.Request, want int) []byte {
 	t.Helper()
-	resp, err := http.DefaultClient.Do(req)
+	text, err := ask(req, want)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return text
+}
+
+// errStatus is an answer of another status than is wanted.
+var errStatus = errors.New("another status")
+
+// ask makes a request that must be answered with a status.
+func ask(req *http.Request, want int) ([]byte, error) {
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("calling %s %s: %w", req.Method, req.URL, err)
+	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != want {
-		t.Fatalf("%s %s: got %d %.200s, want %d: %v", req.Method, req.URL, resp.StatusCode, text, want, err)
+	if err == nil && resp.StatusCode != want {
+		err = fmt.Errorf("%w: got %d %.200s, want %d", errStatus, resp.StatusCode, text, want)
 	}
-	return text
+	if err != nil {
+		return nil, fmt.Errorf("calling %s %s: %w", req.Method, req.URL, err)
+	}
+	return text, nil
 }
 
 // passage is what became of a load.

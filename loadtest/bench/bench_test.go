@@ -28,9 +28,10 @@ type options struct {
 
 //nolint:gochecknoglobals // the flags of a test binary have no other place
 var (
-	full       = options{connections: 64, webhooks: 100}
-	fullSender senderOptions
-	results    string
+	full        = options{connections: 64, webhooks: 100}
+	fullSender  senderOptions
+	fullPatches patchOptions
+	results     string
 )
 
 func TestMain(m *testing.M) {
@@ -49,6 +50,7 @@ func TestMain(m *testing.M) {
 	flag.IntVar(&full.partitions.Events, "events-partitions", production.Events, "partitions of events")
 	flag.IntVar(&full.partitions.Deliveries, "deliveries-partitions", production.Deliveries, "partitions of deliveries")
 	fullSender.register()
+	fullPatches.register()
 	flag.StringVar(&results, "results", filepath.Join("results", "bench.json"), "file for the figures, from the package's folder; the sender's go beside it")
 	pipeline.Main(m)
 }
