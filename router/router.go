@@ -95,6 +95,9 @@ func (w *watch) check(ctx context.Context, at kafka.StartAt, checked *time.Time)
 		if err := kafka.Judge(w.log, found); err != nil {
 			return err
 		}
+		if err := kafka.CheckTable(ctx, w.client, w.topics); err != nil {
+			return err
+		}
 		*checked = time.Now()
 	}
 	if err := kafka.EnsureCommits(ctx, w.client, w.topics.RouterGroup, at, w.topics.Events); err != nil {

@@ -70,11 +70,11 @@ type Registry struct {
 		jobs     *table[schemas.Job]
 		states   *table[schemas.WebhookState]
 	}
-	health  kafka.Reporter
-	writes  chan *write
+	health kafka.Reporter
+	writes chan *write
 	// patience is how long another replica's transaction is waited for.
 	patience time.Duration
-	watched atomic.Pointer[sighting]
+	watched  atomic.Pointer[sighting]
 
 	badRecords prometheus.Counter
 	takeovers  prometheus.Counter

@@ -31,6 +31,7 @@ var (
 	full        = options{connections: 64, webhooks: 100}
 	fullSender  senderOptions
 	fullPatches patchOptions
+	fullBarrier barrierOptions
 	results     string
 )
 
@@ -51,6 +52,7 @@ func TestMain(m *testing.M) {
 	flag.IntVar(&full.partitions.Deliveries, "deliveries-partitions", production.Deliveries, "partitions of deliveries")
 	fullSender.register()
 	fullPatches.register()
+	fullBarrier.register()
 	flag.StringVar(&results, "results", filepath.Join("results", "bench.json"), "file for the figures, from the package's folder; the sender's go beside it")
 	pipeline.Main(m)
 }

@@ -37,7 +37,9 @@ func TestPatchStorm(t *testing.T) {
 	st := &storm{s: s, hooks: hooks, acknowledged: map[string][]step{}, unknown: map[string]int{}, end: make(chan struct{})}
 	const clients = 12
 	for c := range clients {
-		st.work.Go(func() { st.count(t, fmt.Sprintf("client-%d", c), replicas[c%len(replicas)].Listen, hooks[c%len(hooks)]) })
+		st.work.Go(func() {
+			st.count(t, fmt.Sprintf("client-%d", c), replicas[c%len(replicas)].Listen, hooks[c%len(hooks)])
+		})
 	}
 	st.progress(t, 100)
 	replicas[0].Kill9(t)

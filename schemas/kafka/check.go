@@ -78,17 +78,18 @@ func CheckTopics(ctx context.Context, cl *kgo.Client, t schemas.Topics) ([]Diffe
 		}
 	}
 
+	m := newMender(cl, t, listed)
 	var found []Difference
 	for _, spec := range specs {
 		if !listed.Has(spec.Name) {
 			if err := listed[spec.Name].Err; err != nil && !passing(err) {
 				return nil, fmt.Errorf("listing topic %q: %w", spec.Name, err)
 			}
-			found = append(found, Difference{Object: spec.Name, Text: "the topic does not exist", Mend: createCommand(t), Fatal: true})
+			found = append(found, Difference{Object: spec.Name, Text: "the topic does not exist", Mend: m.create(), Fatal: true})
 			continue
 		}
-		found = append(found, checkPartitions(t, listed, spec.Name)...)
-		found = append(found, checkConfigs(spec, configs[spec.Name])...)
+		found = append(found, checkPartitions(m, spec.Name)...)
+		found = append(found, checkConfigs(m, spec, configs[spec.Name])...)
 	}
 	brokers, err := checkBrokers(ctx, admin)
 	return append(found, brokers...), err
@@ -102,17 +103,11 @@ func values(d kadm.ResourceConfig) map[string]string {
 	return configs
 }
 
-func createCommand(t schemas.Topics) string {
-	if t.Prefix == schemas.DefaultPrefix {
-		return "postrider topics create"
-	}
-	return "postrider topics create --topic-prefix " + t.Prefix
-}
-
 // checkPartitions holds a topic against the one its records stand beside: routed
 // against events, retry tiers and held against deliveries. Compacted topics have
 // one partition. How many the others have is the operator's choice.
-func checkPartitions(t schemas.Topics, listed kadm.TopicDetails, name string) []Difference {
+func checkPartitions(m mender, name string) []Difference {
+	t, listed := m.topics, m.listed
 	want, beside := len(listed[name].Partitions), ""
 	fatal := true
 	switch {
@@ -131,15 +126,14 @@ func checkPartitions(t schemas.Topics, listed kadm.TopicDetails, name string) []
 	if beside != "" {
 		text += ", as " + beside + " has"
 	}
-	mend := fmt.Sprintf("kafka-topics.sh --bootstrap-server <broker> --alter --topic %s --partitions %d", name, want)
 	if have > want {
-		mend = fmt.Sprintf("kafka-topics.sh --bootstrap-server <broker> --delete --topic %s, when it holds nothing any more, and %s with as many partitions", name, createCommand(t))
+		text += "; to mend it loses what it holds"
 	}
-	return []Difference{{Object: name, Text: text, Mend: mend, Fatal: fatal}}
+	return []Difference{{Object: name, Text: text, Mend: m.resize(name, want), Fatal: fatal}}
 }
 
 // checkConfigs compares a topic's settings.
-func checkConfigs(spec schemas.TopicSpec, have map[string]string) []Difference {
+func checkConfigs(m mender, spec schemas.TopicSpec, have map[string]string) []Difference {
 	var found []Difference
 	for _, key := range sortedKeys(spec.Configs) {
 		want, value := spec.Configs[key], have[key]
@@ -153,7 +147,7 @@ func checkConfigs(spec schemas.TopicSpec, have map[string]string) []Difference {
 		found = append(found, Difference{
 			Object: spec.Name,
 			Text:   fmt.Sprintf("%s is %q and should be %q: %s", key, value, want, reason),
-			Mend:   fmt.Sprintf("kafka-configs.sh --bootstrap-server <broker> --alter --entity-type topics --entity-name %s --add-config %s=%s", spec.Name, key, want),
+			Mend:   m.configure(spec.Name, key, want),
 			Fatal:  fatal,
 		})
 	}

@@ -108,7 +108,7 @@ func TestCheckTopicsNamesWhatDiffers(t *testing.T) {
 	_, cfg := startCluster(t, kfake.BrokerConfigs(map[string]string{"transaction.max.timeout.ms": "900000"}))
 	cl := startClient(t, cfg)
 	topics := cfg.Topics()
-	if found, err := CheckTopics(within(t), cl, topics); err != nil || len(found) < 29 || !found[0].Fatal || found[0].Mend != "postrider topics create" {
+	if found, err := CheckTopics(within(t), cl, topics); err != nil || len(found) < 29 || !found[0].Fatal || found[0].Mend != "postrider topics create --brokers "+cfg.Brokers[0] {
 		t.Fatalf("without topics: %d differences, %v; %v", len(found), found, err)
 	}
 	if err := CreateTopics(within(t), cl, topics, schemas.Partitions{Events: 2, Deliveries: 4}, 1); err != nil {
@@ -151,7 +151,7 @@ func TestCheckTopicsNamesWhatDiffers(t *testing.T) {
 		{topics.Deliveries, `retention.ms is "3600000"`, "retention.ms=1209600000", false},
 		{topics.Retry[0], "it has 6 partitions and should have 4, as postrider.deliveries has", "--delete --topic postrider.deliveries.retry.1s", true},
 		{topics.Routed, "it has 2 partitions and should have 3", "--alter --topic postrider.routed --partitions 3", true},
-		{topics.Held, "the topic does not exist", "postrider topics create", true},
+		{topics.Held, "the topic does not exist", "postrider topics create --brokers " + cfg.Brokers[0] + " --events-partitions 3 --deliveries-partitions 4", true},
 		{"broker 0", "transaction.max.timeout.ms is 900000, recommended is 60000", "transaction.max.timeout.ms=60000", false},
 	}
 	for _, tt := range tests {

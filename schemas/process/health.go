@@ -224,7 +224,9 @@ func (h *Health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	if err := json.NewEncoder(w).Encode(body); err != nil {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false) // an error may hold a command, to be run as it stands
+	if err := encoder.Encode(body); err != nil {
 		h.log.Debug("answering /readyz", "error", err)
 	}
 }

@@ -121,7 +121,9 @@ func (c *Consumer) checkTopics(ctx context.Context, cl *kgo.Client) error {
 	if err != nil {
 		return fmt.Errorf("checking topics: %w", err)
 	}
-	err = kafka.Judge(c.log, found)
+	if err = kafka.Judge(c.log, found); err == nil {
+		err = kafka.CheckTable(ctx, cl, c.topics)
+	}
 	c.checked = err == nil
 	return err
 }
