@@ -65,7 +65,7 @@ func kafkaTools(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, class := range map[string]string{
-		"kafka-topics.sh": "org.apache.kafka.tools.TopicCommand", "kafka-configs.sh": "org.apache.kafka.tools.ConfigCommand",
+		"kafka-topics.sh": "org.apache.kafka.tools.TopicCommand", "kafka-configs.sh": "kafka.admin.ConfigCommand",
 	} {
 		script := "#!/bin/sh\nexec '" + strings.Join(pipeline.KafkaTool(t, class).Args, "' '") + "' \"$@\"\n"
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil { //nolint:gosec // it is run

@@ -189,6 +189,29 @@ func TestStalenessGrowsWhileCutOff(t *testing.T) {
 	waitUntil(t, "fresh again", func() bool { return f.Staleness() < 500*time.Millisecond && f.Err() == nil })
 }
 
+// What is deleted while a follower is cut off for longer than tombstones are kept is
+// not seen by it: it reads the topic anew.
+func TestTombstonesMissedWhileCutOff(t *testing.T) {
+	cluster, cfg := startCluster(t)
+	cl := startClient(t, cfg)
+	createCompacted(t, cl, 1, "a")
+	if _, err := kadm.NewClient(cl).AlterTopicConfigs(within(t), []kadm.AlterConfig{{Name: "delete.retention.ms", Value: new("700")}}, "a"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, cl, true, put("a", "kept", "1"), put("a", "gone", "2"))
+	f, tb := startFollower(t, cfg, "a")
+	waitReady(t, f)
+	handle := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets, kmsg.Fetch}, Err: kerr.OffsetNotAvailable, Count: -1})
+	waitUntil(t, "the follower is cut off", func() bool { return f.Err() != nil })
+	write(t, cl, true, remove("a", "gone"), put("a", "new", "3"))
+	waitUntil(t, "the tombstone is past its time", func() bool { return f.Staleness() > time.Second })
+	cluster.Compact()
+	handle.Remove()
+	waitUntil(t, "the topic is read anew", func() bool { return tb.rebuilds() > 0 && f.Err() == nil })
+	mustBarrier(t, f)
+	wantContent(t, tb, map[string]string{"a/kept": "1", "a/new": "3"})
+}
+
 // report is a Reporter that remembers.
 type report struct {
 	mu    sync.Mutex

@@ -253,6 +253,14 @@ func (f *Follower) Staleness() time.Duration {
 	return time.Since(f.known)
 }
 
+// away is how long ago the follower was last at the end, by the clock on the wall:
+// the other one stands still while a machine sleeps.
+func (f *Follower) away() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return time.Now().Round(0).Sub(f.known.Round(0))
+}
+
 // Err is what keeps the follower from being up to date; nil if nothing does.
 func (f *Follower) Err() error {
 	f.mu.Lock()

@@ -51,6 +51,8 @@ type reading struct {
 	applied  map[string]int64 // records of each topic given to apply in this load
 	pending  *answer          // ends asked for that the positions have not reached yet
 	loaded   bool
+	// tombstones is how long the topics keep one at least.
+	tombstones time.Duration
 	fetches  chan kgo.Fetches
 	answers  chan answer
 }
@@ -132,7 +134,7 @@ func (f *Follower) open(ctx context.Context) (*reading, []Place, error) {
 		return nil, nil, err
 	}
 	return &reading{
-		f: f, consumer: consumer, starts: starts,
+		f: f, consumer: consumer, starts: starts, tombstones: tombstoneRetention(ctx, f.asker, f.topics),
 		applied: make(map[string]int64),
 		fetches: make(chan kgo.Fetches),
 		answers: make(chan answer),
@@ -187,6 +189,9 @@ func (r *reading) take(fetches kgo.Fetches) error {
 	})
 	if fatal != nil {
 		return fatal
+	}
+	if err := r.outlived(); err != nil {
+		return err
 	}
 	r.settle()
 	return nil
@@ -244,6 +249,9 @@ func (r *reading) learn(a answer) error {
 	if r.pending == nil && a.ends != nil {
 		r.pending = &a
 	}
+	if err := r.outlived(); err != nil {
+		return err
+	}
 	r.settle()
 	return nil
 }
@@ -264,6 +272,16 @@ func (r *reading) settle() {
 		r.f.endLoad()
 	}
 	r.f.upToDate(reached.at)
+}
+
+// outlived is an error if the follower was not at the end for as long as tombstones
+// are kept, as that of a process that was frozen or cut off: one may have come and
+// gone meanwhile, and what it removed would stay for good.
+func (r *reading) outlived() error {
+	if gap := r.f.away(); r.loaded && gap >= r.tombstones {
+		return fmt.Errorf("reading %q: %w: it was last at its end %v ago, and tombstones are kept for %v", r.f.topics, errOtherLog, gap, r.tombstones)
+	}
+	return nil
 }
 
 // emptied is an error if a topic holds nothing any more, though it did: its log

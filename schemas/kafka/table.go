@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/schemas"
@@ -30,4 +33,21 @@ func CheckTable(ctx context.Context, cl *kgo.Client, t schemas.Topics) error {
 		return fmt.Errorf("checking %s: %w", t.Webhooks, ErrTableLost)
 	}
 	return nil
+}
+
+// tombstoneRetention is for how long topics keep a tombstone at least: Kafka's
+// default of a day where a broker does not say, for which it may want a right.
+func tombstoneRetention(ctx context.Context, cl *kgo.Client, topics []string) time.Duration {
+	const key = "delete.retention.ms"
+	least := 24 * time.Hour
+	described, err := kadm.NewClient(cl).DescribeTopicConfigs(ctx, topics...)
+	if err != nil {
+		return least
+	}
+	for _, d := range described {
+		if ms, err := strconv.ParseInt(values(d)[key], 10, 64); err == nil && ms > 0 {
+			least = min(least, time.Duration(ms)*time.Millisecond)
+		}
+	}
+	return least
 }
