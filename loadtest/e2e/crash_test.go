@@ -231,15 +231,7 @@ func (s *system) checkDeliveries(t *testing.T, all ...sent) {
 	t.Helper()
 	type pair struct{ webhook, event string }
 	count := map[pair]int{}
-	topicIDs, err := kafka.TopicIDs(t.Context(), s.client(t), s.topics.Deliveries)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range s.readAll(t, s.topics.Deliveries) {
-		d, err := schemas.DecodeDelivery(r, topicIDs[s.topics.Deliveries])
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, d := range s.delivered(t) {
 		count[pair{d.WebhookID, d.EventID}]++
 	}
 	for _, sent := range all {
@@ -256,6 +248,23 @@ func (s *system) checkDeliveries(t *testing.T, all ...sent) {
 	if len(count) > 0 {
 		t.Errorf("deliveries of events that nobody sent: %v", count)
 	}
+}
+
+// delivered are the deliveries of the topic, all that are committed.
+func (s *system) delivered(t *testing.T) (all []schemas.Delivery) {
+	t.Helper()
+	topicIDs, err := kafka.TopicIDs(t.Context(), s.client(t), s.topics.Deliveries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range s.readAll(t, s.topics.Deliveries) {
+		d, err := schemas.DecodeDelivery(r, topicIDs[s.topics.Deliveries])
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, d)
+	}
+	return all
 }
 
 // outcome is an outcome and its place in the topic.

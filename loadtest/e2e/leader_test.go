@@ -13,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/loadtest/pipeline"
-	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
 )
 
@@ -352,11 +351,7 @@ func (c *changes) check(t *testing.T) {
 	c.waitRouted(t)
 	type pair struct{ webhook, event string }
 	routed := map[pair][]int64{} // revisions
-	for _, r := range c.readAll(t, c.topics.Deliveries) {
-		d, err := schemas.DecodeDelivery(r, [16]byte{})
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, d := range c.delivered(t) {
 		routed[pair{d.WebhookID, d.EventID}] = append(routed[pair{d.WebhookID, d.EventID}], d.WebhookRevision)
 	}
 	want := map[string]int{}

@@ -53,8 +53,8 @@ type reading struct {
 	loaded   bool
 	// tombstones is how long the topics keep one at least.
 	tombstones time.Duration
-	fetches  chan kgo.Fetches
-	answers  chan answer
+	fetches    chan kgo.Fetches
+	answers    chan answer
 }
 
 // answer is what the watching goroutine learned.

@@ -11,7 +11,9 @@
 package consume
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -141,10 +143,26 @@ func (c *Consumer) waitForTable(ctx context.Context) bool {
 			return false
 		case <-tick.C:
 			if err := c.follower.Err(); err != nil {
-				c.health.Down(err)
+				c.health.Down(cmp.Or(c.topicsFault(ctx), err))
 			}
 		}
 	}
+}
+
+// topicsFault is what is wrong with the topics while they cannot be read: it says
+// more, and what to do. It is nil if nothing is, or Kafka cannot be asked.
+func (c *Consumer) topicsFault(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	cl, err := c.cfg.Kafka.NewClient(c.clientID("topics"))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	if err := c.checkTopics(ctx, cl); errors.Is(err, kafka.ErrTopics) {
+		return err
+	}
+	return nil
 }
 
 // ended tells of a session's end, and returns an error if there is to be no other.
