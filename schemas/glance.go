@@ -77,13 +77,13 @@ func (o *OutcomeGlance) Ends() bool { return o.Result != ResultRetry && o.Result
 // at a tenth of its cost where the record is as Postrider writes it.
 func GlanceOutcome(r *kgo.Record) (OutcomeGlance, error) {
 	if checkVersion(r) == nil {
-		// A quote within a JSON text stands behind a backslash, so that these are names.
-		id := memberOf(r.Value, `"delivery_id":"`)
-		result := Result(memberOf(r.Value, `"result":"`))
-		organization := memberOf(r.Value, `"organization":"`)
+		// A quote within a JSON text stands behind a backslash, so that these are names. They are in this order.
+		organization, rest := memberOf(r.Value, `"organization":"`)
+		id, rest := memberOf(rest, `"delivery_id":"`)
+		result, _ := memberOf(rest, `"result":"`)
 		parsed, ok := parseDeliveryID(id)
-		if ok && knownResult(result) && len(organization) > 0 && bytes.IndexByte(organization, '\\') < 0 {
-			return OutcomeGlance{ID: parsed, Organization: organization, Result: result}, nil
+		if ok && knownResult(Result(result)) && len(organization) > 0 && bytes.IndexByte(organization, '\\') < 0 {
+			return OutcomeGlance{ID: parsed, Organization: organization, Result: Result(result)}, nil
 		}
 	}
 	o, err := DecodeOutcome(r)
@@ -98,12 +98,12 @@ func knownResult(r Result) bool {
 	return false
 }
 
-// memberOf returns the text behind the first place of name, up to the next quote.
-func memberOf(value []byte, name string) []byte {
-	_, rest, found := bytes.Cut(value, []byte(name))
-	text, _, closed := bytes.Cut(rest, []byte{'"'})
+// memberOf returns the text behind the first place of name, up to the next quote, and what is behind it.
+func memberOf(value []byte, name string) (text, rest []byte) {
+	_, behind, found := bytes.Cut(value, []byte(name))
+	text, rest, closed := bytes.Cut(behind, []byte{'"'})
 	if !found || !closed {
-		return nil
+		return nil, nil
 	}
-	return text
+	return text, rest
 }

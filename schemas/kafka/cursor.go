@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// cursorBytes is what a cursor asks for at once; it holds two such answers, unpacked.
+	// cursorBytes is what a cursor asks for at once; it holds up to three such answers, as they came.
 	cursorBytes = 2 << 20
 	// cursorWait is how long the broker may wait for a record that is not there yet.
 	cursorWait = 100 * time.Millisecond
@@ -30,57 +30,73 @@ var errStandsStill = errors.New("nothing more can be read: is a transaction open
 // another, and knows when it is there, whatever the log's tail is made of. It
 // fetches one answer ahead, on a goroutine that Close ends.
 type Cursor struct {
-	place   Place
-	end     int64
-	next    int64 // the offset behind what was returned by fetch
-	records []kgo.Record
-	at      int
+	end    int64
+	unpack unpacker
+	at     int // of unpack's records
 
 	answers chan cursorAnswer
 	cancel  context.CancelFunc
-	skipped int
+	// ended is why there is no more: nil at the end. It is set before answers is closed.
+	ended error
 }
 
+// cursorAnswer is what a broker answered; nil where there is an error.
 type cursorAnswer struct {
-	records []kgo.Record
-	next    int64
-	skipped int
-	err     error
+	partition *kmsg.FetchResponseTopicPartition
+	err       error
 }
 
 // NewCursor returns a cursor over [from, end) of a partition. What retention takes
-// meanwhile is passed over. The caller closes it.
+// meanwhile is passed over, and so are batches that inflate beyond all bounds. The
+// caller closes it.
 func NewCursor(ctx context.Context, cl *kgo.Client, place Place, from, end int64) *Cursor {
-	c := &Cursor{place: place, end: end, next: from, answers: make(chan cursorAnswer), cancel: func() {}}
+	c := &Cursor{
+		end: end, unpack: unpacker{place: place, next: from, names: make(map[string]string)},
+		answers: make(chan cursorAnswer), cancel: func() {},
+	}
 	if from >= end {
 		close(c.answers)
 		return c
 	}
+	c.unpack.decompressor = decompressorOf(cl)
 	ctx, c.cancel = context.WithCancel(ctx)
-	go c.fetchAll(ctx, cl, from)
+	go c.fetchAll(ctx, &fetcher{cl: cl, place: place, next: from})
 	return c
 }
 
-// Next returns the next record, nil behind the last one. The record is the caller's.
+// Next returns the next record, nil behind the last one. It and all it holds are
+// the caller's until Next is called again.
 func (c *Cursor) Next() (*kgo.Record, error) {
-	for c.at == len(c.records) {
-		a, open := <-c.answers
-		if !open {
-			return nil, nil //nolint:nilnil // no record and no error is the end
+	for c.at == len(c.unpack.records) {
+		more, err := c.unpack.batch()
+		if err == nil && !more {
+			more, err = c.receive()
 		}
-		if a.err != nil {
-			return nil, a.err
+		if err != nil || !more {
+			return nil, err
 		}
-		c.records, c.at, c.next = a.records, 0, a.next
-		c.skipped += a.skipped
+		c.at = 0
 	}
-	r := &c.records[c.at]
+	r := &c.unpack.records[c.at]
+	if r.Offset >= c.end {
+		return nil, nil //nolint:nilnil // no record and no error is the end
+	}
 	c.at++
 	return r, nil
 }
 
-// Skipped is the number of batches so far that inflate beyond all bounds.
-func (c *Cursor) Skipped() int { return c.skipped }
+// receive takes the next answer, which is to be unpacked; false at the end.
+func (c *Cursor) receive() (bool, error) {
+	a, open := <-c.answers
+	switch {
+	case !open:
+		return false, c.ended
+	case a.err != nil:
+		return false, a.err
+	}
+	c.unpack.take(a.partition)
+	return true, nil
+}
 
 // Close ends the fetching.
 func (c *Cursor) Close() {
@@ -91,23 +107,17 @@ func (c *Cursor) Close() {
 }
 
 // fetchAll sends answers until the end, an error or ctx.
-func (c *Cursor) fetchAll(ctx context.Context, cl *kgo.Client, from int64) {
+func (c *Cursor) fetchAll(ctx context.Context, f *fetcher) {
 	defer close(c.answers)
-	f := fetcher{cl: cl, place: c.place, next: from, decompressor: decompressorOf(cl), names: make(map[string]string)}
 	for f.next < c.end {
-		a := f.fetch(ctx)
-		for len(a.records) > 0 && a.records[len(a.records)-1].Offset >= c.end {
-			a.records = a.records[:len(a.records)-1]
-		}
-		if a.err == nil && len(a.records) == 0 && a.skipped == 0 {
-			continue
-		}
+		partition, err := f.fetch(ctx)
 		select {
-		case c.answers <- a:
+		case c.answers <- cursorAnswer{partition, err}:
 		case <-ctx.Done():
+			c.ended = fmt.Errorf("reading %s/%d@%d: %w", f.place.Topic, f.place.Partition, f.next, context.Cause(ctx))
 			return
 		}
-		if a.err != nil {
+		if err != nil {
 			return
 		}
 	}
@@ -123,33 +133,31 @@ func decompressorOf(cl *kgo.Client) kgo.Decompressor {
 
 // fetcher asks a partition's leader, which it looks for again where another answers.
 type fetcher struct {
-	cl           *kgo.Client
-	place        Place
-	decompressor kgo.Decompressor
-	topic        topicMetadata
-	next         int64
-	known        bool              // topic is
-	names        map[string]string // of headers seen: a handful
-	lastCount    int               // records of the last answer
+	cl    *kgo.Client
+	place Place
+	topic topicMetadata
+	next  int64
+	known bool // topic is
 }
 
-// fetch returns what comes next, at least something, unless nothing comes for cursorPatience.
-func (f *fetcher) fetch(ctx context.Context) cursorAnswer {
+// fetch returns an answer that has something behind next, and moves on behind it.
+// It is an error if there is nothing for cursorPatience.
+func (f *fetcher) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	deadline := time.Now().Add(cursorPatience)
 	last := errStandsStill
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, maxPause) {
-		before := f.next
-		a, err := f.fetchOnce(ctx)
-		if err == nil && (len(a.records) > 0 || f.next > before) {
-			return a
-		}
-		if err != nil {
+		partition, err := f.fetchOnce(ctx)
+		if err == nil {
+			if next := afterBatches(partition.RecordBatches); next > f.next {
+				f.next = next
+				return partition, nil
+			}
+		} else {
 			last = err
 			f.known = false
 		}
 		if err != nil && !passing(err) && !movable(err) || time.Now().After(deadline) || !process.Pause(ctx, wait) {
-			err := because(ctx.Err(), last)
-			return cursorAnswer{err: fmt.Errorf("reading %s/%d@%d: %w", f.place.Topic, f.place.Partition, f.next, err)}
+			return nil, fmt.Errorf("reading %s/%d@%d: %w", f.place.Topic, f.place.Partition, f.next, because(context.Cause(ctx), last))
 		}
 	}
 }
@@ -159,55 +167,45 @@ func movable(err error) bool {
 	return errors.Is(err, kerr.NotLeaderForPartition) || errors.Is(err, kerr.OffsetOutOfRange) || errors.Is(err, kerr.FencedLeaderEpoch)
 }
 
-func (f *fetcher) fetchOnce(ctx context.Context) (cursorAnswer, error) {
+func (f *fetcher) fetchOnce(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	if !f.known {
 		described, err := describe(ctx, f.cl, []string{f.place.Topic})
 		if err != nil {
-			return cursorAnswer{}, err
+			return nil, err
 		}
 		f.topic, f.known = described[f.place.Topic], true
 	}
 	leader, err := f.topic.leader(f.place)
 	if err != nil {
-		return cursorAnswer{}, err
+		return nil, err
 	}
 	req := probeRequest(f.place, f.topic.id, f.next)
 	req.MaxBytes, req.MaxWaitMillis, req.MinBytes = cursorBytes, int32(cursorWait/time.Millisecond), 1
 	req.Topics[0].Partitions[0].PartitionMaxBytes = cursorBytes
 	resp, err := req.RequestWith(ctx, f.cl.Broker(int(leader)))
 	if err != nil {
-		return cursorAnswer{}, err //nolint:wrapcheck // the caller says where it reads
+		return nil, err //nolint:wrapcheck // the caller says where it reads
 	}
 	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
-		return cursorAnswer{}, err //nolint:wrapcheck // the caller says where it reads
+		return nil, err //nolint:wrapcheck // the caller says where it reads
 	}
 	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
-		return cursorAnswer{}, nil // so answers a broker that throttles
+		return &kmsg.FetchResponseTopicPartition{}, nil // so answers a broker that throttles
 	}
-	return f.take(ctx, &resp.Topics[0].Partitions[0])
+	partition := &resp.Topics[0].Partitions[0]
+	err = kerr.ErrorForCode(partition.ErrorCode)
+	if errors.Is(err, kerr.OffsetOutOfRange) {
+		err = f.skipRemoved(ctx, err)
+	}
+	return partition, err
 }
 
-// take reads an answer's records and moves on behind them.
-func (f *fetcher) take(ctx context.Context, p *kmsg.FetchResponseTopicPartition) (cursorAnswer, error) {
-	if errors.Is(kerr.ErrorForCode(p.ErrorCode), kerr.OffsetOutOfRange) {
-		starts, err := listOffsets(ctx, f.cl, []Place{f.place}, atEarliest, readUncommitted)
-		if err != nil {
-			return cursorAnswer{}, err
-		}
-		if start := starts[f.place]; start > f.next {
-			f.next = start
-			return cursorAnswer{next: start}, nil
-		}
-		return cursorAnswer{}, kerr.OffsetOutOfRange
+// skipRemoved moves on to where the log starts. The error asks for another try there.
+func (f *fetcher) skipRemoved(ctx context.Context, outOfRange error) error {
+	starts, err := listOffsets(ctx, f.cl, []Place{f.place}, atEarliest, readUncommitted)
+	if err != nil {
+		return err
 	}
-	u := unpacker{
-		place: f.place, decompressor: f.decompressor, next: f.next, names: f.names,
-		aborted: abortedOf(p), records: make([]kgo.Record, 0, f.lastCount),
-	}
-	if err := u.unpack(p.RecordBatches); err != nil {
-		return cursorAnswer{}, err
-	}
-	f.lastCount = len(u.records)
-	f.next = u.next
-	return cursorAnswer{records: u.records, next: u.next, skipped: u.skipped}, nil
+	f.next = max(f.next, starts[f.place])
+	return outOfRange
 }
