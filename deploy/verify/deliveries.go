@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -39,34 +40,86 @@ type deliveryScan struct {
 	odd    int // flags with isOdd
 	mark   schemas.Mark
 	counts *Report
-	sums   balance
+	sums   *balance
+	first  time.Time // when the first delivery that is looked at was written
 }
 
-// checkDeliveries checks one partition of deliveries.
-func (r *run) checkDeliveries(ctx context.Context, partition int32) error {
-	s := r.newDeliveryScan(partition)
-	var err error
-	for _, step := range []func(context.Context) error{
-		s.readOlder, s.readDeliveries, s.readOutcomes, s.readWaiting, s.readRows, s.lookAgain,
-	} {
-		if err = step(ctx); err != nil {
+// flagBytes bounds what is known of deliveries at once, a byte each, unless a single
+// partition has more. The audit's states, which are in no order of partitions, are
+// read once for as many partitions as fit.
+const flagBytes = 256 << 20
+
+// checkDeliveries checks all partitions of deliveries.
+func (r *run) checkDeliveries(ctx context.Context) error {
+	for partition := int32(0); partition < r.snap.deliveries; {
+		var group []*deliveryScan
+		size := 0
+		for ; partition < r.snap.deliveries; partition++ {
+			n := r.snap.deliveriesOf(partition)
+			if len(group) > 0 && size+n > flagBytes {
+				break
+			}
+			size += n
+			group = append(group, r.newDeliveryScan(partition))
+		}
+		if err := r.checkGroup(ctx, group); err != nil {
 			return err
 		}
 	}
-	s.judge()
-	s.judgeOlder()
-	r.finish(s.counts, &s.sums)
 	return nil
+}
+
+func (r *run) checkGroup(ctx context.Context, group []*deliveryScan) error {
+	n := int32(len(group)) //nolint:gosec // at most all partitions
+	if err := r.each(ctx, n, func(ctx context.Context, i int32) error { return group[i].readLog(ctx) }); err != nil {
+		return err
+	}
+	if r.rows != nil {
+		if err := r.readStates(ctx, group); err != nil {
+			return err
+		}
+	}
+	return r.each(ctx, n, func(ctx context.Context, i int32) error { return group[i].judgeAll(ctx) })
+}
+
+// deliveriesOf is how many offsets of a partition are looked at.
+func (s *snapshot) deliveriesOf(partition int32) int {
+	place := kafka.Place{Topic: s.topics.Deliveries, Partition: partition}
+	return int(max(s.ends[place]-s.from(place), 0))
 }
 
 func (r *run) newDeliveryScan(partition int32) *deliveryScan {
 	place := kafka.Place{Topic: r.snap.topics.Deliveries, Partition: partition}
-	from := r.snap.from(place)
 	return &deliveryScan{
 		run: r, partition: partition, place: place, id: r.snap.ids[place.Topic],
-		from: from, flags: make([]byte, max(r.snap.ends[place]-from, 0)),
-		older: make(map[int64]byte), mark: r.snap.marks[place], counts: newCounts(),
+		from: r.snap.from(place), flags: make([]byte, r.snap.deliveriesOf(partition)),
+		older: make(map[int64]byte), mark: r.snap.marks[place], counts: newCounts(), sums: new(balance),
 	}
+}
+
+// readLog learns what the log knows.
+func (s *deliveryScan) readLog(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{s.readOlder, s.readDeliveries, s.readOutcomes, s.readWaiting} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// judgeAll says what is missing.
+func (s *deliveryScan) judgeAll(ctx context.Context) error {
+	if err := s.readPings(ctx); err != nil {
+		return err
+	}
+	if err := s.lookAgain(ctx); err != nil {
+		return err
+	}
+	s.judge()
+	s.judgeOlder()
+	s.finish(s.counts, s.sums)
+	s.flags, s.sums = nil, nil
+	return nil
 }
 
 // flag returns what is known of a delivery, nil where it is not looked at.
@@ -85,6 +138,9 @@ func (s *deliveryScan) readDeliveries(ctx context.Context) error {
 		g := schemas.GlanceDelivery(record)
 		flag := &s.flags[record.Offset-s.from]
 		*flag |= isThere
+		if s.first.IsZero() || record.Timestamp.Before(s.first) {
+			s.first = record.Timestamp
+		}
 		if g.Newer {
 			s.note("a record of deliveries of a version that is not known here, from %s/%d@%d on: its event is not balanced", record.Topic, record.Partition, record.Offset)
 		}

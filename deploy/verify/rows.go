@@ -273,40 +273,47 @@ func (s *span) add(kind Kind, offset int64, expected, found string) {
 // ended is what the audit's states say of a delivery that has ended.
 const ended = "state IN ('delivered', 'dead', 'discarded')"
 
-// readRows learns which deliveries have rows, and of which pings the audit has the event.
-func (s *deliveryScan) readRows(ctx context.Context) error {
-	if s.rows == nil {
-		return nil
-	}
-	end := min(s.from+int64(len(s.flags)), max(s.snap.audit[s.place], 0))
-	if s.from >= end {
-		return nil
-	}
-	if err := s.readStates(ctx, end); err != nil {
-		return err
-	}
-	return s.readPings(ctx, end)
-}
+// stateSlack is by how much the record of a delivery may be older than the time in it.
+const stateSlack = time.Hour
 
-func (s *deliveryScan) readStates(ctx context.Context, end int64) error {
-	query := "SELECT delivery_id, toUInt8(" + ended + ") FROM " + s.rows.database + ".delivery_states WHERE partition = ? AND delivery_id >= ? AND delivery_id < ?"
-	args := []any{s.partition, s.idOf(s.from).String(), s.idOf(end).String()}
-	if s.cfg.Organization != "" {
+// readStates learns which deliveries of some partitions have rows.
+func (r *run) readStates(ctx context.Context, group []*deliveryScan) error {
+	scans := make(map[int32]*deliveryScan, len(group))
+	partitions := make([]int32, len(group))
+	var first time.Time
+	for i, s := range group {
+		scans[s.partition], partitions[i] = s, s.partition
+		if first.IsZero() || !s.first.IsZero() && s.first.Before(first) {
+			first = s.first
+		}
+	}
+	if first.IsZero() {
+		return nil // there are no deliveries
+	}
+	// The time leaves out months of before the log; what has none is in 1970.
+	query := "SELECT delivery_id, toUInt8(" + ended + ") FROM " + r.rows.database +
+		".delivery_states WHERE (routed_at >= ? OR routed_at = toDateTime64(0, 3, 'UTC')) AND partition IN (?)"
+	args := []any{first.Add(-stateSlack), partitions}
+	if r.cfg.Organization != "" {
 		query += " AND organization = ?"
-		args = append(args, s.cfg.Organization)
+		args = append(args, r.cfg.Organization)
 	}
 	var text string
 	var over uint8
-	return s.rows.stream(ctx, query, args, func(found driver.Rows) error {
+	return r.rows.stream(ctx, query, args, func(found driver.Rows) error {
 		if err := found.Scan(&text, &over); err != nil {
 			return err //nolint:wrapcheck // stream says what is read
 		}
-		s.counts.Rows.Deliveries++
 		id, err := schemas.ParseDeliveryID(text)
 		if err != nil {
 			return err //nolint:wrapcheck // it says what it did
 		}
+		s := scans[id.Partition]
+		if s == nil {
+			return nil
+		}
 		if flag := s.flag(id); flag != nil {
+			s.counts.Rows.Deliveries++
 			*flag |= hasRow
 			if over != 0 {
 				*flag |= hasEndRow
@@ -317,10 +324,11 @@ func (s *deliveryScan) readStates(ctx context.Context, end int64) error {
 }
 
 // readPings compares the events of pings, which are in no other topic.
-func (s *deliveryScan) readPings(ctx context.Context, end int64) error {
-	if len(s.pings) == 0 {
+func (s *deliveryScan) readPings(ctx context.Context) error {
+	if len(s.pings) == 0 || s.rows == nil {
 		return nil
 	}
+	end := min(s.from+int64(len(s.flags)), max(s.snap.audit[s.place], 0))
 	there := make(map[int64]int)
 	query := "SELECT offset FROM " + s.rows.database + ".event_log WHERE topic_id = ? AND partition = ? AND offset >= ? AND offset < ?"
 	err := s.rows.stream(ctx, query, []any{uuid.UUID(s.id).String(), s.partition, s.from, end}, func(found driver.Rows) error {
