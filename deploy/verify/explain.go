@@ -210,14 +210,15 @@ func (r *run) checkBeyondHorizon(ctx context.Context) error {
 
 // beyond is what of ClickHouse's rows is looked at.
 func (r *run) beyond() (where string, args []any) {
-	where, args = "accepted_at <= ?", []any{r.horizon}
+	const moment = "fromUnixTimestamp64Milli(toInt64(?), 'UTC')" // a time itself would be cut to its second
+	where, args = "accepted_at <= "+moment, []any{r.horizon.UnixMilli()}
 	if !r.cfg.Since.IsZero() {
-		where += " AND accepted_at >= ?"
-		args = append(args, r.cfg.Since)
+		where += " AND accepted_at >= " + moment
+		args = append(args, r.cfg.Since.UnixMilli())
 	}
 	if !r.cfg.Until.IsZero() {
-		where += " AND accepted_at < ?"
-		args = append(args, r.cfg.Until)
+		where += " AND accepted_at < " + moment
+		args = append(args, r.cfg.Until.UnixMilli())
 	}
 	if r.cfg.Organization != "" {
 		where += " AND organization = ?"

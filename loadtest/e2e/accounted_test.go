@@ -55,9 +55,13 @@ func TestAccountedFor(t *testing.T) {
 	stop()
 	s.waitQuery(t, `SELECT count() FROM postrider.deliveries WHERE state = 'pending'`, "0")
 	r := s.wantNothingMissing(t, verify.Config{})
-	if r.Rows.Lag > 0 {
-		t.Logf("%d records are not in ClickHouse yet", r.Rows.Lag)
-	}
+	pipeline.Wait(t, 2*soon, "the metric", func() error {
+		metrics := s.sender.Metrics(t)
+		if !strings.Contains(metrics, "\npostrider_unaccounted 0\n") || strings.Contains(metrics, "\npostrider_accounted_timestamp_seconds 0\n") {
+			return fmt.Errorf("%w: postrider_unaccounted is not 0, or was not counted", errNotYet)
+		}
+		return nil
+	})
 	for what, n := range map[string]int64{
 		"delivered": r.Deliveries.Ended["delivered"], "dead": r.Deliveries.Ended["dead"], "pending": verify.Sum(r.Deliveries.Pending),
 		"duplicates": r.Events.Duplicate, "rejected": r.Events.Rejected, "rows": r.Rows.Outcomes,
@@ -456,4 +460,46 @@ func (p *planter) checkCommand(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, `Nothing of organization "nobody" was found`) {
 		t.Errorf("exit code %d, want 0 and that nothing was found:\n%s", code, stdout)
 	}
+}
+
+// TestBeyondTheLog: where retention has taken routed and deliveries, ClickHouse tells
+// what is to be there.
+func TestBeyondTheLog(t *testing.T) {
+	s := start(t, "--retry-schedule=1h")
+	s.receiver.Answers("/fails", receiver.Status(500))
+	s.subscribe(t, "acme", "", "/ok", "*")
+	fails := s.subscribe(t, "acme", "", "/fails", "*")
+	const events = 6
+	for i := range events {
+		s.post(t, fmt.Sprintf(`{"event":"a.b","organization":"acme","id":"e%d"}`, i))
+	}
+	s.waitQuery(t, `SELECT state, count() FROM postrider.deliveries WHERE event = 'a.b' GROUP BY state ORDER BY state`, fmt.Sprintf("delivered\t%d\nretry\t%d", events, events))
+	pipeline.Wait(t, soon, "the audit to be done", func() error {
+		if r := s.verify(t, verify.Config{}); r.Rows.Lag > 0 || r.Total > 0 {
+			return fmt.Errorf("%w: %+v", errNotYet, r)
+		}
+		return nil
+	})
+	p := planter{system: s, client: s.client(t, kgo.RecordPartitioner(kgo.ManualPartitioner())), want: map[verify.Kind]int64{}}
+	admin := kadm.NewClient(p.client)
+	ends, err := admin.ListEndOffsets(t.Context(), p.topics.Routed, p.topics.Deliveries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.DeleteRecords(t.Context(), ends.Offsets()); err != nil {
+		t.Fatal(err)
+	}
+	r := p.expect(t, "retention has taken routed and deliveries")
+	if r.Deliveries.Older != events || r.Deliveries.Total != 0 || r.Events.Expired == 0 {
+		t.Errorf("got %+v and %+v, want %d older deliveries that wait, and events that have expired", r.Deliveries, r.Events, events)
+	}
+	p.query(t, `ALTER TABLE postrider.delivery_states DELETE WHERE event_id = 'e1' AND state != 'retry' AND webhook_id != '`+fails.ID+`' SETTINGS mutations_sync = 2`)
+	r = p.expect(t, "a delivery's rows are gone", verify.DeliveriesDiffer)
+	if f := r.Findings[0]; f.EventID != "e1" || !strings.HasPrefix(f.Expected, "2 ") || !strings.HasPrefix(f.Found, "1 ") {
+		t.Errorf("found %+v, want event e1 with 1 delivery of 2", f)
+	}
+	s.sender.Kill9(t)
+	waiting := p.first(t, p.topics.Retry[12], func(r *kgo.Record) bool { return string(r.Key) == fails.ID })
+	p.commit(t, p.topics.SenderGroup, waiting.Topic, waiting.Partition, 1)
+	p.expect(t, "a delivery that waited is lost, and older than the log", verify.NoEnd)
 }

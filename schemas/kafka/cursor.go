@@ -60,7 +60,7 @@ func NewCursor(ctx context.Context, cl *kgo.Client, place Place, from, end int64
 	}
 	c.unpack.decompressor = decompressorOf(cl)
 	ctx, c.cancel = context.WithCancel(ctx)
-	go c.fetchAll(ctx, &fetcher{cl: cl, place: place, next: from})
+	go c.fetchAll(ctx, &fetcher{cl: cl, place: place, next: from, end: end})
 	return c
 }
 
@@ -137,11 +137,13 @@ type fetcher struct {
 	place Place
 	topic topicMetadata
 	next  int64
+	end   int64
 	known bool // topic is
 }
 
-// fetch returns an answer that has something behind next, and moves on behind it.
-// It is an error if there is nothing for cursorPatience.
+// fetch returns an answer that has something behind next, and moves on behind it; an
+// empty one where retention has taken all up to the end. It is an error if there is
+// nothing for cursorPatience.
 func (f *fetcher) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	deadline := time.Now().Add(cursorPatience)
 	last := errStandsStill
@@ -155,6 +157,9 @@ func (f *fetcher) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition,
 		} else {
 			last = err
 			f.known = false
+		}
+		if f.next >= f.end {
+			return &kmsg.FetchResponseTopicPartition{}, nil
 		}
 		if err != nil && !passing(err) && !movable(err) || time.Now().After(deadline) || !process.Pause(ctx, wait) {
 			return nil, fmt.Errorf("reading %s/%d@%d: %w", f.place.Topic, f.place.Partition, f.next, because(context.Cause(ctx), last))

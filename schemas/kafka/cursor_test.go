@@ -79,6 +79,13 @@ func TestCursorReadsUpToAnEnd(t *testing.T) {
 	if got := readCursor(t, cl, place, ends[place]-16, ends[place]); len(got) != 8 {
 		t.Errorf("got %d large records, want 8", len(got))
 	}
+	deleted.AddOffset(topic, 0, ends[place], -1)
+	if _, err := kadm.NewClient(cl).DeleteRecords(within(t), deleted); err != nil {
+		t.Fatal(err)
+	}
+	if got := readCursor(t, cl, place, 2, 6); len(got) > 0 {
+		t.Errorf("of a log that retention has emptied: got %v", got)
+	}
 }
 
 // Commits are those of the group, with their metadata; of a group that is not there they say nothing.
