@@ -56,7 +56,7 @@ func TestBarrierBenchAtSmallSize(t *testing.T) {
 
 func barrier(t testing.TB, o barrierOptions) found {
 	t.Helper()
-	f := found{Case: "Barrier", PayloadBytes: payloadBytes, Partitions: o.partitions, Setup: fmt.Sprintf(
+	f := found{other: true, Case: "Barrier", PayloadBytes: payloadBytes, Partitions: o.partitions, Setup: fmt.Sprintf(
 		"router alone, in the bench's process, backlogs of %d events, each for one of %d webhooks, %d rounds; with its barrier beside without", o.events, o.webhooks, o.rounds)}
 	if err := f.machine(); err != nil {
 		t.Fatal(err)

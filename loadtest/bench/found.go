@@ -15,11 +15,13 @@ type found struct {
 
 	Case string `json:"case"`
 	// Setup says what was measured.
-	Setup        string `json:"setup"`
-	Audit        bool   `json:"audit"`      // whether the sender wrote it meanwhile
-	Partitions   int    `json:"partitions"` // of deliveries
-	PayloadBytes int    `json:"payload_bytes"`
-	Warmup       int    `json:"warmup"`
+	Setup string `json:"setup"`
+	// other is a case that is not of the sender: its Setup says all.
+	other        bool
+	Audit        bool `json:"audit"`      // whether the sender wrote it meanwhile
+	Partitions   int  `json:"partitions"` // of deliveries
+	PayloadBytes int  `json:"payload_bytes"`
+	Warmup       int  `json:"warmup"`
 
 	// Figures are each beside its baseline from the same run.
 	Figures []figure `json:"figures"`
@@ -33,8 +35,12 @@ func (f found) print(w io.Writer) error {
 		audit = "on"
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "\n%s: %s. Sender alone (after %d deliveries that are not measured), audit %s, %d bytes, %d partitions; %d processors, load before %s\n\n",
-		f.Case, f.Setup, f.Warmup, audit, f.PayloadBytes, f.Partitions, f.Processors, f.LoadBefore)
+	if f.other {
+		fmt.Fprintf(&text, "\n%s: %s. %d processors, load before %s\n\n", f.Case, f.Setup, f.Processors, f.LoadBefore)
+	} else {
+		fmt.Fprintf(&text, "\n%s: %s. Sender alone (after %d deliveries that are not measured), audit %s, %d bytes, %d partitions; %d processors, load before %s\n\n",
+			f.Case, f.Setup, f.Warmup, audit, f.PayloadBytes, f.Partitions, f.Processors, f.LoadBefore)
+	}
 	appendFigures(&text, "measured", "beside", f.Figures)
 	if len(f.Seconds) > 0 {
 		fmt.Fprintf(&text, "requests of each second: %v\n", f.Seconds)

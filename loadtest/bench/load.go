@@ -12,7 +12,7 @@
 // -warmup, -rate, -seconds, -events-partitions and -results of the pipeline,
 // -deliveries, -sender-warmup, -rounds, -steady, -share, -targets, -concurrency,
 // -outage, -outage-rate and -audit of the sender, -deliveries-partitions of both.
-// No figure fails it: an event that did not arrive exactly once does.
+// The parts have flags that begin with barrier- and patch-. No figure fails it: an event that did not arrive exactly once does.
 package bench
 
 import (

@@ -57,7 +57,7 @@ func TestPatchesBenchAtSmallSize(t *testing.T) {
 func patches(t testing.TB, o patchOptions) found {
 	t.Helper()
 	f := found{
-		Case:  "Patches",
+		other: true, Case: "Patches",
 		Setup: fmt.Sprintf("%d changes a second of %d webhooks, %d rounds of %d; over two replicas beside over one", o.rate, o.webhooks, o.rounds, o.changes),
 	}
 	if err := f.machine(); err != nil {

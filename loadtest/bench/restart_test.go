@@ -54,7 +54,7 @@ func TestRestartBenchAtSmallSize(t *testing.T) {
 
 func restart(t testing.TB, o restartOptions) found {
 	t.Helper()
-	f := found{Case: "Restart", Setup: fmt.Sprintf("a router's start with %d webhooks, and the window of a partition with %d ids read back; median of %d", o.webhooks, o.ids, o.rounds)}
+	f := found{other: true, Case: "Restart", Setup: fmt.Sprintf("a router's start with %d webhooks, and the window of a partition with %d ids read back; median of %d", o.webhooks, o.ids, o.rounds)}
 	if err := f.machine(); err != nil {
 		t.Fatal(err)
 	}

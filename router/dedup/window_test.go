@@ -140,7 +140,7 @@ func TestWindowShrinks(t *testing.T) {
 
 // TestMemoryPerID holds the constant to what a full window takes.
 func TestMemoryPerID(t *testing.T) {
-	const ids = 400_000
+	const ids = dedup.MaxIDs
 	now := time.Unix(1_700_000_000, 0)
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -151,6 +151,7 @@ func TestMemoryPerID(t *testing.T) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
+	t.Logf("%.1f bytes an id", float64(after.HeapAlloc-before.HeapAlloc)/ids)
 	if got := (after.HeapAlloc - before.HeapAlloc) / ids; got > dedup.BytesPerID {
 		t.Errorf("got %d bytes an id, want at most %d", got, dedup.BytesPerID)
 	}

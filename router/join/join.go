@@ -90,6 +90,10 @@ func New(cfg Config, t *table.Table, follower Follower, p *process.Process) *Joi
 			Topic:     topics.Routed, Logger: p.Log, Age: schemas.DedupWindow,
 		},
 	}
+	p.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "postrider_router_dedup_window_ids",
+		Help: "Ids that the window of each partition may hold: 1,000,000, or fewer where that many of all partitions exceed --dedup-memory.",
+	}, func() float64 { return float64(j.windowLimit()) }))
 	for range cfg.Sessions {
 		j.members = append(j.members, p.Health.Dependency("group", process.Required))
 	}

@@ -3,14 +3,19 @@ package join
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/postrider/postrider/router/dedup"
+	"github.com/postrider/postrider/schemas/process"
 )
 
 // startSession opens a session, with a table beside it, that the test steps.
@@ -135,5 +140,24 @@ func TestNoPartitionsAreAdopted(t *testing.T) {
 	}
 	if got := s.joiner.owned.Load(); got != 0 || len(s.partitions) != 0 {
 		t.Errorf("%d partitions are owned, %d windows held, want none", got, len(s.partitions))
+	}
+}
+
+// The memory of all windows together is bounded: with more partitions each holds
+// fewer ids, which shows.
+func TestDedupMemoryBoundsAllWindows(t *testing.T) {
+	h := startHarness(t, 1)
+	registry := prometheus.NewRegistry()
+	log := slog.New(slog.DiscardHandler)
+	p := &process.Process{Log: log, Health: process.NewHealth(log), Metrics: registry}
+	j := New(Config{Kafka: h.cfg, Instance: "test", Sessions: 1, DedupMemory: 256 << 20}, nil, nil, p)
+	for _, c := range []struct{ partitions, want int64 }{
+		{0, dedup.MaxIDs}, {1, dedup.MaxIDs}, {6, dedup.MaxIDs}, {12, (256 << 20) / dedup.BytesPerID / 12}, {1 << 40, 1},
+	} {
+		j.owned.Store(c.partitions)
+		got, err := testutil.GatherAndCount(registry, "postrider_router_dedup_window_ids")
+		if limit := int64(j.windowLimit()); err != nil || got != 1 || limit != c.want {
+			t.Errorf("%d partitions: got %d ids in %d metrics, %v, want %d", c.partitions, limit, got, err, c.want)
+		}
 	}
 }
