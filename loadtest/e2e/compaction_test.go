@@ -25,7 +25,7 @@ func TestTableUnderCompaction(t *testing.T) {
 	cluster := pipeline.StartKafka(t, 1, "log.cleaner.backoff.ms=500")
 	s := prepare(t, cluster, "compacted.", pipeline.SharedClickHouse(t))
 	c := &compacted{system: s, admin: kadm.NewClient(s.client(t)), model: map[string]int64{}}
-	c.configure(t, "segment.ms", "1000", "min.cleanable.dirty.ratio", "0.01", "delete.retention.ms", "1000")
+	c.configure(t, map[string]string{"segment.ms": "1000", "min.cleanable.dirty.ratio": "0.01", "delete.retention.ms": "1000"})
 	c.writer = s.client(t, kgo.TransactionalID("compacted"), kgo.ProducerLinger(0))
 	c.change(t, true)
 	s.router = pipeline.Start(t, "router", join(s.common(), nil, "--instance=router-1")...).WaitReady(t)
@@ -57,11 +57,11 @@ type compacted struct {
 	events   int
 }
 
-func (c *compacted) configure(t *testing.T, pairs ...string) {
+func (c *compacted) configure(t *testing.T, settings map[string]string) {
 	t.Helper()
 	var changes []kadm.AlterConfig
-	for i := 0; i < len(pairs); i += 2 {
-		changes = append(changes, kadm.AlterConfig{Name: pairs[i], Value: &pairs[i+1]})
+	for name, value := range settings {
+		changes = append(changes, kadm.AlterConfig{Name: name, Value: &value})
 	}
 	answers, err := c.admin.AlterTopicConfigs(t.Context(), changes, c.topics.Webhooks)
 	if err == nil {
@@ -159,7 +159,7 @@ func (c *compacted) waitForgotten(t *testing.T) {
 func (c *compacted) testEmptied(t *testing.T) {
 	t.Helper()
 	c.router.Kill9(t)
-	c.configure(t, "cleanup.policy", "compact,delete")
+	c.configure(t, map[string]string{"cleanup.policy": "compact,delete"})
 	end := c.ends(t, c.topics.Webhooks)
 	var to kadm.Offsets
 	for place, offset := range end {
@@ -168,7 +168,7 @@ func (c *compacted) testEmptied(t *testing.T) {
 	if answers, err := c.admin.DeleteRecords(t.Context(), to); err != nil || answers.Error() != nil {
 		t.Fatal(err, answers.Error())
 	}
-	c.configure(t, "cleanup.policy", "compact")
+	c.configure(t, map[string]string{"cleanup.policy": "compact"})
 	c.produce(t, "to-the-lost")
 	c.router.Restart(t)
 	pipeline.Wait(t, 2*soon, "the loss to be named", func() error {

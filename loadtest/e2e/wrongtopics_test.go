@@ -31,23 +31,23 @@ func TestWrongTopics(t *testing.T) {
 	s.subscribe(t, "acme", "", "/wrong", "*") // the table is never empty again, but by mistake
 
 	t.Run("cleanup policy of webhooks", func(t *testing.T) {
-		w.breakAndMend(t, s.topics.Webhooks, `cleanup.policy is "delete"`, func(t *testing.T) {
+		w.breakAndMend(t, s.topics.Webhooks, `cleanup.policy is "delete"`, func() {
 			w.configure(t, s.topics.Webhooks, "cleanup.policy", "delete")
 		})
 	})
 	t.Run("cleanup policy of events", func(t *testing.T) {
-		w.breakAndMend(t, s.topics.Events, `cleanup.policy is "compact"`, func(t *testing.T) {
+		w.breakAndMend(t, s.topics.Events, `cleanup.policy is "compact"`, func() {
 			w.configure(t, s.topics.Events, "cleanup.policy", "compact")
 		})
 	})
 	t.Run("too few partitions of routed", func(t *testing.T) {
-		w.breakAndMend(t, s.topics.Routed, "it has 2 partitions and should have 4", func(t *testing.T) { w.remake(t, s.topics.Routed, 2) })
+		w.breakAndMend(t, s.topics.Routed, "it has 2 partitions and should have 4", func() { w.remake(t, s.topics.Routed, 2) })
 	})
 	t.Run("too many partitions of held", func(t *testing.T) {
-		w.breakAndMend(t, s.topics.Held, "it has 6 partitions and should have 4", func(t *testing.T) { w.remake(t, s.topics.Held, 6) })
+		w.breakAndMend(t, s.topics.Held, "it has 6 partitions and should have 4", func() { w.remake(t, s.topics.Held, 6) })
 	})
 	t.Run("a retry tier missing", func(t *testing.T) {
-		w.breakAndMend(t, s.topics.Retry[3], "does not exist", func(t *testing.T) { w.remake(t, s.topics.Retry[3], 0) })
+		w.breakAndMend(t, s.topics.Retry[3], "does not exist", func() { w.remake(t, s.topics.Retry[3], 0) })
 	})
 	t.Run("retention of deliveries", w.testRetention)
 	t.Run("webhooks missing", w.testTableLost)
@@ -68,7 +68,7 @@ func kafkaTools(t *testing.T) string {
 		"kafka-topics.sh": "org.apache.kafka.tools.TopicCommand", "kafka-configs.sh": "kafka.admin.ConfigCommand",
 	} {
 		script := "#!/bin/sh\nexec '" + strings.Join(pipeline.KafkaTool(t, class).Args, "' '") + "' \"$@\"\n"
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil { //nolint:gosec // it is run
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,10 +123,10 @@ func (w *wrongTopics) exists(t *testing.T, topic string) bool {
 
 // breakAndMend stops the services, breaks a topic, and starts them: each says what
 // is wrong until the command that it prints has been run.
-func (w *wrongTopics) breakAndMend(t *testing.T, topic, text string, breaks func(t *testing.T)) {
+func (w *wrongTopics) breakAndMend(t *testing.T, topic, text string, breaks func()) {
 	t.Helper()
 	w.stop(t)
-	breaks(t)
+	breaks()
 	there := w.exists(t, topic)
 	w.restart(t)
 	var commands []string
