@@ -94,7 +94,7 @@ func TestTransactionsOfOthersAreWaitedFor(t *testing.T) {
 	go func() { changed <- change("job_3") }()
 	select {
 	case err := <-changed:
-		t.Errorf("a change was made in the middle of another's transaction: %v", err)
+		t.Fatalf("a change was made in the middle of another's transaction: %v", err)
 	case <-time.After(300 * time.Millisecond):
 	}
 	if err := other.EndTransaction(ctx, kgo.TryCommit); err != nil {
