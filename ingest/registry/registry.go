@@ -70,11 +70,9 @@ type Registry struct {
 		jobs     *table[schemas.Job]
 		states   *table[schemas.WebhookState]
 	}
-	health kafka.Reporter
-	writes chan *write
-	// patience is how long another replica's transaction is waited for.
-	patience time.Duration
-	watched  atomic.Pointer[sighting]
+	health  kafka.Reporter
+	writes  chan *write
+	watched atomic.Pointer[sighting]
 
 	badRecords prometheus.Counter
 	takeovers  prometheus.Counter
@@ -100,7 +98,6 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 		log:      p.Log,
 		health:   p.Health,
 		writes:   make(chan *write, maxQueue),
-		patience: maxTurn,
 		webhooks: kind[schemas.Webhook]{
 			table:  newTable(func(w *schemas.Webhook) string { return w.Organization }),
 			object: "webhook",

@@ -39,9 +39,7 @@ const (
 // in between is lost: 10 of 400, measured.) Only then is anything decided.
 type writer struct {
 	*Registry
-
-	cl   *kgo.Client // nil once it may have been fenced
-	held bool        // cl has taken the id
+	cl *kgo.Client // nil while another replica may be the writer
 }
 
 // Write serves changes until ctx ends.
@@ -54,13 +52,14 @@ func (r *Registry) Write(ctx context.Context) error {
 			w.refuse()
 			return nil
 		case first := <-r.writes:
-			w.serve(ctx, w.gather([]*write{first}))
+			w.serve(ctx, w.gather(first))
 		}
 	}
 }
 
-// gather takes what is queued behind the batch, so that it goes with it.
-func (w *writer) gather(batch []*write) []*write {
+// gather takes what is queued behind the first write, so that it goes with it.
+func (w *writer) gather(first *write) []*write {
+	batch := []*write{first}
 	for len(batch) < maxBatch {
 		select {
 		case next := <-w.writes:
@@ -114,17 +113,9 @@ func (w *writer) serve(ctx context.Context, batch []*write) {
 		if batch = waiting; len(batch) == 0 {
 			return
 		}
-		// Two replicas with changes to make take the id from each other, each when the
-		// other's transaction has ended. A pause of another length each time keeps them
-		// from doing so at the same moment.
-		pause := 10*time.Millisecond + rand.N(90*time.Millisecond) //nolint:gosec // no secret
-		if fenced(err) {
-			pause = rand.N(3 * time.Millisecond) //nolint:gosec // no secret
-		}
-		process.Pause(ctx, pause)
-		if !sent { // else the batch is what is watched for
-			batch = w.gather(batch)
-		}
+		// Two replicas with changes to make take the id from each other. A pause of
+		// another length each time lets either finish hundreds of transactions (0.8 ms each) in between.
+		process.Pause(ctx, 10*time.Millisecond+rand.N(90*time.Millisecond)) //nolint:gosec // no secret
 	}
 }
 
@@ -134,8 +125,13 @@ func (w *writer) attempt(ctx context.Context, batch []*write) (sent bool, err er
 	ctx, cancel := context.WithTimeout(ctx, maxAttempt)
 	defer cancel()
 	before := w.watched.Load()
-	if err := w.stand(ctx); err != nil {
+	if err := w.take(ctx); err != nil {
 		return before != nil, err
+	}
+	// Also while the id is held: another replica may have taken it, and then what
+	// this one knows is old. A refusal (412, 404) is no write that would notice.
+	if err := w.follower.Barrier(ctx); err != nil {
+		return before != nil, fmt.Errorf("reading webhooks and keys to their end: %w", err)
 	}
 	if before != nil {
 		// The end of the last transaction was not known. It is now: taking the id
@@ -161,6 +157,37 @@ func (w *writer) attempt(ctx context.Context, batch []*write) (sent bool, err er
 	}
 	w.answer(batch)
 	return false, nil
+}
+
+// take makes this replica the writer, unless it is.
+func (w *writer) take(ctx context.Context) error {
+	if w.cl != nil {
+		return nil
+	}
+	cl, err := w.cfg.NewClient(
+		w.clientID+"-writer",
+		kgo.TransactionalID(w.topics.Prefix+TransactionalID),
+		kgo.TransactionTimeout(txnTimeout),
+		kgo.ProducerLinger(0),
+	)
+	if err != nil {
+		return fmt.Errorf("making the writer's client: %w", err)
+	}
+	if _, _, err := cl.ProducerID(ctx); err != nil {
+		cl.Close()
+		return fmt.Errorf("taking transactional id %q: %w", w.topics.Prefix+TransactionalID, err)
+	}
+	w.cl = cl
+	w.takeovers.Inc()
+	return nil
+}
+
+// release gives up the client: after any error it may be fenced, and then it is dead for good.
+func (w *writer) release() {
+	if w.cl != nil {
+		w.cl.Close()
+		w.cl = nil
+	}
 }
 
 // decide asks each write in order, each seeing what those before it decided. rows
