@@ -203,7 +203,12 @@ func (l *load) stop(t *testing.T) {
 
 // try makes a REST call with the admin key.
 func (w *world) try(ctx context.Context, client *http.Client, method, path, body string, headers ...string) (status int, answer []byte, err error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+w.ingest.Listen+path, strings.NewReader(body))
+	return tryAt(ctx, client, w.ingest, method, path, body, headers...)
+}
+
+// tryAt is try, of any of the processes of ingest.
+func tryAt(ctx context.Context, client *http.Client, ingest *pipeline.Service, method, path, body string, headers ...string) (status int, answer []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+ingest.Listen+path, strings.NewReader(body))
 	if err != nil {
 		return 0, nil, fmt.Errorf("making request: %w", err)
 	}
@@ -245,11 +250,65 @@ func (w *world) call(status int, method, path, body string, headers ...string) [
 // further members of the request if more is not empty: `,"name":value`.
 func (w *world) subscribe(organization, path, more string) ledger.Webhook {
 	w.t.Helper()
-	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
+	return w.subscribeURL(organization, path, w.targets.URL(path), more)
+}
+
+// subscribeURL is subscribe for a target elsewhere, which is to tell the ledger of
+// requests by the path.
+func (w *world) subscribeURL(organization, path, url, more string) ledger.Webhook {
+	w.t.Helper()
+	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, url, more)
 	hook := ledger.Webhook{Organization: organization, Path: path}
 	if err := json.Unmarshal(w.call(http.StatusCreated, http.MethodPost, "/v1/webhooks", body), &hook); err != nil {
 		w.t.Fatal(err)
 	}
 	w.ledger.Subscribe(hook)
 	return hook
+}
+
+// trySubscribe is subscribe, for several goroutines at once.
+func (w *world) trySubscribe(client *http.Client, organization, path, more string) (hook ledger.Webhook, err error) {
+	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
+	status, answer, err := w.try(w.t.Context(), client, http.MethodPost, "/v1/webhooks", body)
+	if err != nil || status != http.StatusCreated {
+		return hook, fmt.Errorf("creating a webhook at %s: status %d: %s: %w", path, status, answer, err)
+	}
+	hook = ledger.Webhook{Organization: organization, Path: path}
+	if err := json.Unmarshal(answer, &hook); err != nil {
+		return hook, fmt.Errorf("reading a webhook: %w", err)
+	}
+	w.ledger.Subscribe(hook)
+	return hook, nil
+}
+
+// subscribeMany creates so many webhooks: each is told how many were before it.
+func (w *world) subscribeMany(n int, of func(i int) (organization, path, more string)) []ledger.Webhook {
+	w.t.Helper()
+	hooks := make([]ledger.Webhook, n)
+	client := &http.Client{Timeout: soon, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
+	defer client.CloseIdleConnections()
+	var all sync.WaitGroup
+	numbers, wrong := make(chan int), make(chan error, n)
+	for range 32 {
+		all.Go(func() {
+			for i := range numbers {
+				organization, path, more := of(i)
+				hook, err := w.trySubscribe(client, organization, path, more)
+				if hooks[i] = hook; err != nil {
+					wrong <- err
+				}
+			}
+		})
+	}
+	for i := range n {
+		numbers <- i
+	}
+	close(numbers)
+	all.Wait()
+	select {
+	case err := <-wrong:
+		w.t.Fatal(err)
+	default:
+	}
+	return hooks
 }

@@ -66,6 +66,8 @@ type world struct {
 	load    *load
 	log     *log
 
+	watch atomic.Pointer[func(receiver.Request)] // told of requests beside the ledger, if set
+
 	mu       sync.Mutex // guards the below
 	services []*pipeline.Service
 
@@ -96,7 +98,7 @@ func startWorld(t *testing.T, row *Row, o options) *world {
 	} else {
 		w.ch = pipeline.SharedClickHouse(t)
 	}
-	w.targets = receiver.Start(t, receiver.Config{Seen: w.ledger.Request})
+	w.targets = receiver.Start(t, receiver.Config{Seen: w.saw})
 	w.prepare()
 	w.log = w.startLog()
 	w.ingest = w.start("ingest", "ingest-1")
@@ -115,6 +117,14 @@ func startWorld(t *testing.T, row *Row, o options) *world {
 		w.startLoad(organizations, o.rate)
 	}
 	return w
+}
+
+// saw is told of each request that a target got.
+func (w *world) saw(r receiver.Request) {
+	w.ledger.Request(r)
+	if watch := w.watch.Load(); watch != nil {
+		(*watch)(r)
+	}
 }
 
 func organization(n int) string { return "o" + strconv.Itoa(n) }
@@ -139,6 +149,12 @@ func (w *world) prepare() {
 // start starts one more process of a service and does not wait.
 func (w *world) start(name, instance string, more ...string) *pipeline.Service {
 	w.t.Helper()
+	return w.startBy(nil, name, pipeline.Binary(w.t, name), instance, more...)
+}
+
+// startBy is start, of another binary or by another program: see pipeline.StartBy.
+func (w *world) startBy(by []string, name, binary, instance string, more ...string) *pipeline.Service {
+	w.t.Helper()
 	args := []string{
 		"--brokers=" + strings.Join(w.cfg.Brokers, ","), "--topic-prefix=" + w.cfg.TopicPrefix,
 		"--log-format=text", "--instance=" + instance,
@@ -150,7 +166,7 @@ func (w *world) start(name, instance string, more ...string) *pipeline.Service {
 	case "sender":
 		args = append(append(args, audit...), "--audit-insert-timeout=2s")
 	}
-	s := pipeline.Start(w.t, name, append(args, more...)...)
+	s := pipeline.StartBy(w.t, by, name, binary, append(args, more...)...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.services = append(w.services, s)

@@ -46,6 +46,8 @@ type Ledger struct {
 	mu       sync.Mutex // guards the below
 	webhooks map[string]*Webhook
 	force    map[string][]*Webhook // in force, by organization
+	secrets  map[string][]signer   // of webhooks, by path
+	moved    map[string]string     // paths that webhooks had first, by those they have now
 	events   map[string]*event
 	seen     map[pair]*delivery
 	accepted int
@@ -58,7 +60,7 @@ type Ledger struct {
 // New returns an empty ledger.
 func New() *Ledger {
 	return &Ledger{
-		webhooks: map[string]*Webhook{}, force: map[string][]*Webhook{},
+		webhooks: map[string]*Webhook{}, force: map[string][]*Webhook{}, secrets: map[string][]signer{}, moved: map[string]string{},
 		events: map[string]*event{}, seen: map[pair]*delivery{},
 	}
 }
@@ -69,6 +71,7 @@ func (l *Ledger) Subscribe(w Webhook) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.webhooks[w.Path] = &w
+	l.secrets[w.Path] = []signer{{text: w.Secret}}
 	l.force[w.Organization] = append(slices.Clone(l.force[w.Organization]), &w)
 }
 
@@ -113,6 +116,11 @@ func (l *Ledger) Accepted(id string) {
 func (l *Ledger) Request(r receiver.Request) {
 	var body struct{ ID string }
 	err := json.Unmarshal(r.Body, &body)
+	l.mu.Lock()
+	if first, moved := l.moved[r.Path]; moved {
+		r.Path = first
+	}
+	l.mu.Unlock()
 	if err == nil {
 		err = l.verify(r)
 	}
@@ -155,12 +163,12 @@ func accepts(a receiver.Answer) bool {
 
 func (l *Ledger) verify(r receiver.Request) error {
 	l.mu.Lock()
-	w := l.webhooks[r.Path]
+	secrets := slices.Clone(l.secrets[r.Path])
 	l.mu.Unlock()
-	if w == nil {
+	if len(secrets) == 0 {
 		return fmt.Errorf("a request at a path that no webhook has: %s", r.Path)
 	}
-	return r.Verify(w.Secret)
+	return verifies(r, secrets)
 }
 
 // Count is how far the book has come.
