@@ -297,6 +297,7 @@ func (w *world) fanOut() {
 		w.notef("%d webhooks called within %.1f s of one event", webhooks, fault.to.Sub(fault.from).Seconds())
 		w.settled(others, fault)
 		w.isolated(others, 1.5, fault, quiet)
+		w.progress(200)
 	}
 }
 

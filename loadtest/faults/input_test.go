@@ -2,14 +2,12 @@ package faults
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -187,28 +185,11 @@ func (w *world) tells(output [3]string, r *kgo.Record) bool {
 // rejections are the places that records of the topic rejected tell of.
 func (w *world) rejections() map[string]bool {
 	w.t.Helper()
-	cl := w.client(kgo.ConsumeTopics(w.topics.Rejected), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.FetchMaxWait(100*time.Millisecond))
-	defer cl.Close()
-	ctx, cancel := context.WithTimeout(w.t.Context(), soon)
-	defer cancel()
-	ends, err := kadm.NewClient(cl).ListCommittedOffsets(ctx, w.topics.Rejected)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	end, _ := ends.Lookup(w.topics.Rejected, 0)
 	places := map[string]bool{}
-	for at := int64(0); at < end.Offset; {
-		fetches := cl.PollFetches(ctx)
-		if err := fetches.Err0(); err != nil {
-			w.t.Fatalf("reading %s: %v", w.topics.Rejected, err)
+	w.each([]string{w.topics.Rejected}, func(r *kgo.Record) {
+		if bad, err := schemas.DecodeRejected(r); err == nil {
+			places[fmt.Sprintf("%s/%d@%d", bad.Topic, bad.Partition, bad.Offset)] = true
 		}
-		fetches.EachRecord(func(r *kgo.Record) {
-			at = r.Offset + 1
-			if bad, err := schemas.DecodeRejected(r); err == nil {
-				places[fmt.Sprintf("%s/%d@%d", bad.Topic, bad.Partition, bad.Offset)] = true
-			}
-		})
-	}
+	})
 	return places
 }
