@@ -126,8 +126,7 @@ type trap struct {
 	malice
 
 	raw         *receiver.Raw
-	longest     atomic.Int64 // nanoseconds, of a connection that stalls
-	accepted    atomic.Int64
+	longest     atomic.Int64  // nanoseconds, of a connection that stalls
 	open, atTop *atomic.Int64 // connections of all traps
 }
 

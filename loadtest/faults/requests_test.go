@@ -2,6 +2,7 @@ package faults
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,10 +58,10 @@ func badRequests() []badRequest {
 
 // send sends the request and says what was wrong with its answer: it must be a 4xx with
 // a code. What is no HTTP may be answered by the connection's end alone.
-func (b *badRequest) send(addr string) error {
-	conn, err := net.DialTimeout("tcp", addr, soon)
+func (b *badRequest) send(ctx context.Context, addr string) error {
+	conn, err := dial(ctx, addr)
 	if err != nil {
-		return fmt.Errorf("connecting: %w", err)
+		return err
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(soon)); err != nil {
@@ -89,6 +90,14 @@ func (b *badRequest) send(addr string) error {
 		return fmt.Errorf("%w %d: code %s, want %s", errAnswer, resp.StatusCode, problem.Errors[0].Code, b.code)
 	}
 	return nil
+}
+
+func dial(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: soon}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("connecting: %w", err)
+	}
+	return conn, nil
 }
 
 var errAnswer = errors.New("got an answer")
@@ -207,7 +216,7 @@ func (w *world) startBad() (stop func() (sent int, wrong []error)) {
 		l.every(10, func() {
 			b := &all[n%len(all)]
 			n++
-			if err := b.send(w.ingest.Listen); err != nil {
+			if err := b.send(w.t.Context(), w.ingest.Listen); err != nil {
 				found[b.what] = fmt.Errorf("%s: %w", b.what, err)
 			}
 		})
@@ -234,7 +243,7 @@ func (w *world) startTrickling(n int) *trickling {
 	s := &trickling{count: n, end: make(chan struct{})}
 	head := "POST /v1/events HTTP/1.1\r\nhost: ingest\r\nauthorization: Bearer " + adminKey + "\r\ncontent-type: application/json\r\n"
 	for i := range n {
-		conn, err := net.DialTimeout("tcp", w.ingest.Listen, soon)
+		conn, err := dial(w.t.Context(), w.ingest.Listen)
 		if err != nil {
 			continue
 		}

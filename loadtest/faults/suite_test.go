@@ -40,7 +40,7 @@ type scenario struct {
 // scenarios are all, in the order of the table.
 func scenarios() []scenario {
 	var all []scenario
-	for _, some := range [][]scenario{kills(), inputs(), changes(), targets(), times(), versions()} {
+	for _, some := range [][]scenario{kills(), inputs(), changes(), targets(), moments(), versions()} {
 		all = append(all, some...)
 	}
 	return all

@@ -84,7 +84,7 @@ func (w *world) heavyTenant() {
 	w.settled(others, fault)
 	w.isolated(others, 1.5, fault, quiet)
 	made, _ := w.log.of(hook.ID)
-	results := w.waitEnded(hook.ID, made, 2*soon)
+	results := w.waitEnded(hook.ID, made)
 	w.notef("the tenant's %d deliveries: %d delivered, %d dead after %d retries", made, results["delivered"], results["dead"], results["retry"])
 	if results["dead"] < 5*9*60 {
 		w.problemf("%d deliveries to the dead target are dead, want those of five seconds at least", results["dead"])

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,8 +15,8 @@ import (
 	"github.com/postrider/postrider/loadtest/receiver"
 )
 
-// times are scenarios about when things are due.
-func times() []scenario {
+// moments are scenarios about when things are due.
+func moments() []scenario {
 	return []scenario{
 		{id: "F18", fault: "clock moved by ten minutes both ways while retries wait", world: options{rate: -1}, run: (*world).moveClock},
 		{id: "F21", fault: "very many retries wait, and all senders are killed meanwhile", world: options{rate: 100}, run: (*world).waitForRetries},
@@ -65,13 +66,12 @@ func (w *world) waitForRetries() {
 	}
 	w.waitRetries(total)
 	w.notef("%d retries waiting after %.1f s, due from %v to %v after the attempt before", total, time.Since(from).Seconds(), first, first+spread)
-	began := time.Now()
 	if results := w.log.results(); results["dead"] > 0 || results["retry"] < total {
 		w.problemf("not all retries wait: %v", results)
 	}
 	outages := w.killSenders(second, spread)
 	w.waitComeBack(hooks, ids, first+spread)
-	w.judgeDue(hooks, ids, outages, phase{began, time.Now()})
+	w.judgeDue(hooks, ids, outages, phase{outages[len(outages)-1].to.Add(caughtUp), time.Now()})
 }
 
 // failing makes webhooks whose retries are spread evenly, each of an organization of
@@ -139,7 +139,7 @@ const caughtUp = 10 * time.Second
 
 // judgeDue holds when retries came against when they were to come: never before their
 // delay was over, and at most 1 s after what chance (2 %) and the tiers (5 %) may add.
-// How late the load's own deliveries were at that time is the machine's lateness.
+// How late the load's own deliveries were after the last outage is the machine's lateness.
 func (w *world) judgeDue(hooks []due, ids map[string][]string, outages []phase, quiet phase) {
 	w.t.Helper()
 	machine, _ := w.p99(func(path string) bool { return !strings.HasPrefix(path, "/due") }, quiet)
@@ -147,24 +147,24 @@ func (w *world) judgeDue(hooks []due, ids map[string][]string, outages []phase, 
 	var earliest, latest time.Duration
 	for _, d := range hooks {
 		for _, id := range ids[d.hook.Path] {
-			times := w.ledger.Times(id, d.hook.Path)
-			if len(times) < 2 {
+			came := w.ledger.Times(id, d.hook.Path)
+			if len(came) < 2 {
 				never++
 				continue
 			}
-			at := times[0].Add(d.delay)
-			most := times[0].Add(d.delay * 1071 / 1000)
+			at := came[0].Add(d.delay)
+			most := came[0].Add(d.delay * 1071 / 1000)
 			for _, o := range outages {
 				if most.After(o.from) && at.Before(o.to.Add(caughtUp)) {
 					inOutage++
 					most = o.to.Add(caughtUp)
 				}
 			}
-			if times[1].Before(at) {
+			if came[1].Before(at) {
 				early++
-				earliest = max(earliest, at.Sub(times[1]))
+				earliest = max(earliest, at.Sub(came[1]))
 			}
-			lateness := times[1].Sub(most)
+			lateness := came[1].Sub(most)
 			latest = max(latest, lateness)
 			if lateness > time.Second+machine {
 				late++
@@ -189,10 +189,10 @@ func (w *world) judgeDue(hooks []due, ids map[string][]string, outages []phase, 
 func (w *world) waitComeBack(hooks []due, ids map[string][]string, limit time.Duration) {
 	w.t.Helper()
 	err := pipeline.Try(w.t, limit+soon, func() error {
-		for i := len(hooks) - 1; i >= 0; i-- { // the last are due last
-			for _, id := range ids[hooks[i].hook.Path] {
-				if n := len(w.ledger.Times(id, hooks[i].hook.Path)); n < 2 {
-					return fmt.Errorf("event %s came %d times to %s", id, n, hooks[i].hook.Path)
+		for _, d := range slices.Backward(hooks) { // the last are due last
+			for _, id := range ids[d.hook.Path] {
+				if n := len(w.ledger.Times(id, d.hook.Path)); n < 2 {
+					return fmt.Errorf("event %s came %d times to %s", id, n, d.hook.Path)
 				}
 			}
 		}

@@ -142,7 +142,7 @@ func (w *world) newerSender() {
 	second.WaitReady(w.t)
 	w.faultEnded()
 	for _, hook := range hooks {
-		w.waitEnded(hook.ID, 3, 2*soon)
+		w.waitEnded(hook.ID, 3)
 	}
 	// The older one would stop again at what the newer writes.
 	w.sender.Terminate(w.t, soon)
