@@ -155,7 +155,7 @@ func (w *world) judgeDue(hooks []due, ids map[string][]string, outages []phase, 
 			at := came[0].Add(d.delay)
 			most := came[0].Add(d.delay * 1071 / 1000)
 			for _, o := range outages {
-				if most.After(o.from) && at.Before(o.to.Add(caughtUp)) {
+				if most.Add(time.Second+machine).After(o.from) && at.Before(o.to.Add(caughtUp)) {
 					inOutage++
 					most = o.to.Add(caughtUp)
 				}
