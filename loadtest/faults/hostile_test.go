@@ -234,7 +234,9 @@ func (w *world) beside(hooks []ledger.Webhook) (peak int64) {
 		w.ledger.Unsubscribe(hook.Path)
 		w.call(http.StatusNoContent, http.MethodDelete, "/v1/webhooks/"+hook.ID, "")
 	}
-	w.isolated(others, 1.5, fault, quiet)
+	again := w.pass(pick(8*time.Second, 20*time.Second))
+	w.settled(others, again)
+	w.isolated(others, 1.5, fault, quiet, again)
 	return peak
 }
 
