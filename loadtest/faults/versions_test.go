@@ -127,14 +127,18 @@ func (w *world) newerSender() {
 		return nil
 	})
 	parked, newer := w.retries()
-	_, body := w.sender.Readyz(w.t)
-	told := strings.Contains(body, "version") && strings.Contains(body, w.topics.Outcomes)
-	behind, level := w.auditBehind()
-	w.notef("%d retries of version %s, of which the older sender parked %d for 30 s; %d records of outcomes of that version: the audit stands at %d partitions and goes on at %d, and /readyz names them: %t",
-		newer, newerVersion, parked, w.log.newer(w.topics.Outcomes), behind, level, told)
-	if !told {
-		w.problemf("/readyz does not name the partition of outcomes that stands: %s", body)
+	// It stands once the audit of the one that was killed is the older one's too.
+	if err := pipeline.Try(w.t, soon, func() error {
+		if _, body := w.sender.Readyz(w.t); !strings.Contains(body, "version") || !strings.Contains(body, w.topics.Outcomes) {
+			return fmt.Errorf("%w: %s", errNotYet, body)
+		}
+		return nil
+	}); err != nil {
+		w.problemf("/readyz does not name the partition of outcomes that stands: %v", err)
 	}
+	behind, level := w.auditBehind()
+	w.notef("%d retries of version %s, of which the older sender parked %d for 30 s; %d records of outcomes of that version: the audit stands at %d partitions, which /readyz names, and goes on at %d",
+		newer, newerVersion, parked, w.log.newer(w.topics.Outcomes), behind, level)
 	if behind == 0 || level == 0 {
 		w.problemf("%d partitions of outcomes stand and %d go on, want some of both", behind, level)
 	}
