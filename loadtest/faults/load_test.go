@@ -266,19 +266,60 @@ func (w *world) subscribeURL(organization, path, url, more string) ledger.Webhoo
 	return hook
 }
 
-// trySubscribe is subscribe, for several goroutines at once.
+// trySubscribe is subscribe, for several goroutines at once. Where ingest cannot say
+// whether the webhook was made, it is deleted if it was, and made again.
 func (w *world) trySubscribe(client *http.Client, organization, path, more string) (hook ledger.Webhook, err error) {
 	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
-	status, answer, err := w.try(w.t.Context(), client, http.MethodPost, "/v1/webhooks", body)
-	if err != nil || status != http.StatusCreated {
-		return hook, fmt.Errorf("creating a webhook at %s: status %d: %s: %w", path, status, answer, err)
+	for range 10 {
+		status, answer, err := w.try(w.t.Context(), client, http.MethodPost, "/v1/webhooks", body)
+		switch {
+		case err == nil && status == http.StatusServiceUnavailable:
+			if err := w.deleteAt(client, organization, w.targets.URL(path)); err != nil {
+				return hook, err
+			}
+			continue
+		case err != nil || status != http.StatusCreated:
+			return hook, fmt.Errorf("creating a webhook at %s: status %d: %s: %w", path, status, answer, err)
+		}
+		hook = ledger.Webhook{Organization: organization, Path: path}
+		if err := json.Unmarshal(answer, &hook); err != nil {
+			return hook, fmt.Errorf("reading a webhook: %w", err)
+		}
+		w.ledger.Subscribe(hook)
+		return hook, nil
 	}
-	hook = ledger.Webhook{Organization: organization, Path: path}
-	if err := json.Unmarshal(answer, &hook); err != nil {
-		return hook, fmt.Errorf("reading a webhook: %w", err)
+	return hook, fmt.Errorf("creating a webhook at %s: %w", path, errUnavailable)
+}
+
+var errUnavailable = errors.New("unavailable again and again")
+
+// deleteAt deletes an organization's webhooks with a URL.
+func (w *world) deleteAt(client *http.Client, organization, url string) error {
+	for cursor, more := "", true; more; more = cursor != "" {
+		_, answer, err := w.try(w.t.Context(), client, http.MethodGet, "/v1/webhooks?limit=1000&organization="+organization+cursor, "")
+		if err != nil {
+			return err
+		}
+		var page struct {
+			Data []struct{ ID, URL string }
+			Next string
+		}
+		if err := json.Unmarshal(answer, &page); err != nil {
+			return fmt.Errorf("reading webhooks: %w", err)
+		}
+		if cursor = ""; page.Next != "" {
+			cursor = "&cursor=" + page.Next
+		}
+		for _, found := range page.Data {
+			if found.URL != url {
+				continue
+			}
+			if status, answer, err := w.try(w.t.Context(), client, http.MethodDelete, "/v1/webhooks/"+found.ID, ""); err != nil || status != http.StatusNoContent {
+				return fmt.Errorf("deleting webhook %s: status %d: %s: %w", found.ID, status, answer, err)
+			}
+		}
 	}
-	w.ledger.Subscribe(hook)
-	return hook, nil
+	return nil
 }
 
 // subscribeMany creates so many webhooks: each is told how many were before it.
