@@ -26,13 +26,14 @@ type log struct {
 	outcomes   []ledger.Outcome
 	unended    map[string]bool // deliveries, by id
 	unreadable int
+	newerOnes  map[string]int // records of newer versions, by topic
 }
 
 // startLog follows until the test ends.
 func (w *world) startLog() *log {
 	w.t.Helper()
 	l := &log{
-		at: map[kafka.Place]int64{}, unended: map[string]bool{},
+		at: map[kafka.Place]int64{}, unended: map[string]bool{}, newerOnes: map[string]int{},
 		client: w.client(kgo.ConsumeTopics(w.topics.Deliveries, w.topics.Outcomes), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 			kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(250*time.Millisecond), kgo.KeepControlRecords(),
 			kgo.MetadataMinAge(250*time.Millisecond)),
@@ -58,6 +59,10 @@ func (l *log) note(r *kgo.Record, topics schemas.Topics, topicID [16]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.at[kafka.Place{Topic: r.Topic, Partition: r.Partition}] = r.Offset + 1
+	r, newer := known(r)
+	if newer {
+		l.newerOnes[r.Topic]++
+	}
 	switch {
 	case r.Attrs.IsControl():
 	case r.Topic == topics.Deliveries:
@@ -129,6 +134,13 @@ func (l *log) settled(w *world) error {
 			count.Accepted, len(l.deliveries), count.Due, count.Owed, n)
 	}
 	return behind
+}
+
+// newer counts a topic's records of newer versions.
+func (l *log) newer(topic string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.newerOnes[topic]
 }
 
 // count is that of the outcomes.

@@ -75,6 +75,8 @@ type world struct {
 	load    *load
 	log     *log
 
+	watch atomic.Pointer[func(receiver.Request)] // told of requests beside the ledger, if set
+
 	mu       sync.Mutex // guards the below
 	services []*pipeline.Service
 
@@ -108,7 +110,7 @@ func startWorld(t *testing.T, row *Row, o options) *world {
 	} else {
 		w.ch = pipeline.SharedClickHouse(t)
 	}
-	w.targets = receiver.Start(t, receiver.Config{Seen: w.ledger.Request})
+	w.targets = receiver.Start(t, receiver.Config{Seen: w.saw})
 	w.prepare()
 	w.log = w.startLog()
 	w.ingest = w.start("ingest", "ingest-1")
@@ -123,6 +125,14 @@ func startWorld(t *testing.T, row *Row, o options) *world {
 		w.startLoad(o.rate)
 	}
 	return w
+}
+
+// saw is told of each request that a target got.
+func (w *world) saw(r receiver.Request) {
+	w.ledger.Request(r)
+	if watch := w.watch.Load(); watch != nil {
+		(*watch)(r)
+	}
 }
 
 // prepare makes topics and tables.
@@ -145,6 +155,12 @@ func (w *world) prepare() {
 // start starts one more process of a service and does not wait.
 func (w *world) start(name, instance string) *pipeline.Service {
 	w.t.Helper()
+	return w.startBy(nil, name, pipeline.Binary(w.t, name), instance)
+}
+
+// startBy is start, of another binary or by another program: see pipeline.StartBy.
+func (w *world) startBy(by []string, name, binary, instance string, more ...string) *pipeline.Service {
+	w.t.Helper()
 	args := []string{
 		"--brokers=" + strings.Join(w.cfg.Brokers, ","), "--topic-prefix=" + w.cfg.TopicPrefix,
 		"--log-format=text", "--instance=" + instance,
@@ -157,7 +173,7 @@ func (w *world) start(name, instance string) *pipeline.Service {
 		args = append(append(args, audit...), "--audit-insert-timeout=2s", "--retry-schedule="+retrySchedule)
 		args = append(args, w.senderArgs...)
 	}
-	s := pipeline.Start(w.t, name, args...)
+	s := pipeline.StartBy(w.t, by, name, binary, append(args, more...)...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.services = append(w.services, s)
@@ -238,14 +254,6 @@ func (w *world) endOffsets(topic string, committed bool) map[int32]int64 {
 		return err
 	})
 	return ends
-}
-
-// pass lets time go by, with the load going on: a fault has its length.
-func (w *world) pass(d time.Duration) {
-	select {
-	case <-w.t.Context().Done():
-	case <-time.After(d):
-	}
 }
 
 // waitMetric waits until a gauge of a service is as it should be.

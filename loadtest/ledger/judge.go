@@ -3,7 +3,6 @@ package ledger
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 )
@@ -340,7 +339,7 @@ func (l *Ledger) worstP99Locked() (worst time.Duration) {
 			continue
 		}
 		slices.Sort(waits)
-		worst = max(worst, waits[int(math.Ceil(0.99*float64(len(waits))))-1])
+		worst = max(worst, Quantile(waits, 0.99))
 	}
 	return worst
 }

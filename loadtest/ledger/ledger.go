@@ -47,6 +47,8 @@ type Ledger struct {
 	mu       sync.Mutex // guards the below
 	webhooks map[string]*Webhook
 	force    map[string][]*Webhook // in force, by organization
+	secrets  map[string][]signer   // of webhooks, by path
+	moved    map[string]string     // paths that webhooks had first, by those they have now
 	events   map[string]*event
 	seen     map[pair]*delivery
 	accepted int
@@ -59,7 +61,7 @@ type Ledger struct {
 // New returns an empty ledger.
 func New() *Ledger {
 	return &Ledger{
-		webhooks: map[string]*Webhook{}, force: map[string][]*Webhook{},
+		webhooks: map[string]*Webhook{}, force: map[string][]*Webhook{}, secrets: map[string][]signer{}, moved: map[string]string{},
 		events: map[string]*event{}, seen: map[pair]*delivery{},
 	}
 }
@@ -70,6 +72,7 @@ func (l *Ledger) Subscribe(w Webhook) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.webhooks[w.Path] = &w
+	l.secrets[w.Path] = []signer{{text: w.Secret}}
 	l.force[w.Organization] = append(slices.Clone(l.force[w.Organization]), &w)
 }
 
@@ -114,6 +117,11 @@ func (l *Ledger) Accepted(id string) {
 func (l *Ledger) Request(r receiver.Request) {
 	var body struct{ ID string }
 	err := json.Unmarshal(r.Body, &body)
+	l.mu.Lock()
+	if first, moved := l.moved[r.Path]; moved {
+		r.Path = first
+	}
+	l.mu.Unlock()
 	if err == nil {
 		err = l.verify(r)
 	}
@@ -156,12 +164,12 @@ func accepts(a receiver.Answer) bool {
 
 func (l *Ledger) verify(r receiver.Request) error {
 	l.mu.Lock()
-	w := l.webhooks[r.Path]
+	secrets := slices.Clone(l.secrets[r.Path])
 	l.mu.Unlock()
-	if w == nil {
+	if len(secrets) == 0 {
 		return fmt.Errorf("a request at a path that no webhook has: %s", r.Path)
 	}
-	return r.Verify(w.Secret)
+	return verifies(r, secrets)
 }
 
 // Count is how far the book has come.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,12 +74,21 @@ func Binary(t testing.TB, name string) string {
 // does. If the test fails, the end of its log is shown.
 func Start(t testing.TB, name string, args ...string) *Service {
 	t.Helper()
+	return StartBy(t, nil, name, Binary(t, name), args...)
+}
+
+// StartBy is Start, of a binary of a program that need not be Binary's. If by is not
+// empty it is a program with its arguments that makes itself the binary (exec), whose
+// path and arguments are added to its own.
+func StartBy(t testing.TB, by []string, name, binary string, args ...string) *Service {
+	t.Helper()
 	s := &Service{}
 	s.Admin, args = address(t, "--admin-listen", args)
 	if name == "ingest" || name == "standalone" {
 		s.Listen, args = address(t, "--listen", args)
 	}
-	s.Process = newProcess(t.TempDir(), name, Binary(t, name), args...)
+	command := append(append(slices.Clone(by), binary), args...)
+	s.Process = newProcess(t.TempDir(), name, command[0], command[1:]...)
 	if err := s.start(the(t)); err != nil {
 		t.Fatal(err)
 	}

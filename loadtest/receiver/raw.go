@@ -3,6 +3,7 @@ package receiver
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // Raw is a target below HTTP: what it sends on a connection is the test's to say.
@@ -107,12 +109,22 @@ func (p *Peer) Released() <-chan struct{} { return p.raw.held }
 
 // ReadRequest reads a request with its body and tells whether there was one.
 func (p *Peer) ReadRequest() bool {
+	_, ok := p.Request()
+	return ok
+}
+
+// Request reads a request with its body, and tells whether there was one. Its
+// answer is not known yet.
+func (p *Peer) Request() (r Request, ok bool) {
 	req, err := http.ReadRequest(p.buffered)
 	if err != nil {
-		return false
+		return r, false
 	}
-	_, err = io.Copy(io.Discard, req.Body)
-	return err == nil
+	body, err := io.ReadAll(req.Body)
+	return Request{
+		Method: req.Method, Path: req.URL.Path, Query: req.URL.RawQuery, Host: req.Host, Header: req.Header,
+		Body: body, BodySHA256: sha256.Sum256(body), MessageID: req.Header.Get("webhook-id"), At: time.Now(),
+	}, err == nil
 }
 
 // Send writes texts and tells whether the connection took them.

@@ -124,11 +124,15 @@ func (l Log) read(ctx context.Context, spans map[int32]span, windows map[int32]*
 	defer cl.Close()
 	for len(open) > 0 {
 		fetches := cl.PollFetches(ctx)
-		if err := fetches.Err0(); err != nil {
-			return fmt.Errorf("reading %s: %w", l.Topic, err)
-		}
 		for _, e := range fetches.Errors() {
-			return fmt.Errorf("reading %s/%d: %w", e.Topic, e.Partition, e.Err)
+			bomb, isBomb := errors.AsType[*kgo.ErrDecompressTooLarge](e.Err)
+			if !isBomb {
+				return fmt.Errorf("reading %s/%d: %w", e.Topic, e.Partition, e.Err)
+			}
+			l.skip(cl, bomb)
+			if bomb.NextOffset >= open[e.Partition] {
+				delete(open, e.Partition)
+			}
 		}
 		for r := range fetches.RecordsAll() {
 			end, reading := open[r.Partition]
@@ -144,6 +148,15 @@ func (l Log) read(ctx context.Context, spans map[int32]span, windows map[int32]*
 		}
 	}
 	return nil
+}
+
+// skip passes a batch that inflates beyond all bounds: no router wrote it, and none could start otherwise.
+func (l Log) skip(cl *kgo.Client, bomb *kgo.ErrDecompressTooLarge) {
+	l.Logger.Error("batch in log of routed events inflates beyond all bounds: its ids are not remembered",
+		"topic", bomb.Topic, "partition", bomb.Partition, "offset", bomb.Offset)
+	cl.SetOffsets(map[string]map[int32]kgo.EpochOffset{
+		bomb.Topic: {bomb.Partition: {Epoch: -1, Offset: bomb.NextOffset}},
+	})
 }
 
 // take adds the ids of one record of routed.

@@ -191,3 +191,28 @@ func TestWindowsPassesBadRecordsAndFreeIDs(t *testing.T) {
 		t.Errorf("got %v, want an unknown version", err)
 	}
 }
+
+// TestWindowsPassesBombs: a batch that inflates beyond all bounds, in the middle of the
+// log and at its end.
+func TestWindowsPassesBombs(t *testing.T) {
+	t.Parallel()
+	cfg, l := startLog(t)
+	cl := startClient(t, cfg)
+	hostile, err := cfg.NewClient("hostile", kgo.ProducerBatchMaxBytes(80<<20), kgo.ProducerBatchCompression(kgo.ZstdCompression()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hostile.Close()
+	for id := range uint64(2) {
+		bomb := routed(9, schemas.RoutedMatched)
+		bomb.Value = make([]byte, 70<<20)
+		if err := errors.Join(cl.ProduceSync(within(t), routed(id, schemas.RoutedMatched)).FirstErr(), hostile.ProduceSync(within(t), bomb).FirstErr()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, want := range []dedup.Verdict{dedup.Duplicate, dedup.Duplicate, dedup.Fresh} {
+		if got := verdict(t, l, 100, uint64(id)); got != want {
+			t.Errorf("id %d: got %v, want %v", id, got, want)
+		}
+	}
+}

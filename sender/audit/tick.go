@@ -196,10 +196,19 @@ func (w *writer) quarantine(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
 	defer cancel()
-	if err := w.client.ProduceSync(ctx, w.rejected...).FirstErr(); err != nil {
-		return fmt.Errorf("producing %d records to %s: %w", len(w.rejected), w.topics.Rejected, err)
+	var left []*kgo.Record // those that are in Kafka are not produced again
+	var failed error
+	for _, p := range w.client.ProduceSync(ctx, w.rejected...) {
+		if p.Err == nil {
+			continue
+		}
+		p.Record.Context = nil // kgo would end the next try with this one's context
+		left, failed = append(left, p.Record), p.Err
 	}
-	w.rejected = nil
+	w.rejected = left
+	if failed != nil {
+		return fmt.Errorf("producing %d records to %s: %w", len(left), w.topics.Rejected, failed)
+	}
 	return nil
 }
 

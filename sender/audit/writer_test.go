@@ -295,6 +295,23 @@ func TestKeepsTryingWithoutClickHouse(t *testing.T) {
 	}
 }
 
+// TestQuarantineIsTriedAgain: what Kafka did not take in time is produced again, and
+// what it took is not.
+func TestQuarantineIsTriedAgain(t *testing.T) {
+	r := startRig(t)
+	w := r.startWriter(t)
+	bad := &kgo.Record{Topic: w.topics.Outcomes, Value: []byte("bad"), Offset: 7}
+	w.reject(sourceOutcomes, bad, schemas.Invalid(schemas.CodeInvalidRecord, "#", "bad"))
+	over, end := context.WithCancel(t.Context())
+	end()
+	if err := w.quarantine(over); err == nil || len(w.rejected) != 1 {
+		t.Fatalf("got %v with %d records left, want an error and one", err, len(w.rejected))
+	}
+	if err := w.quarantine(t.Context()); err != nil || len(w.rejected) != 0 {
+		t.Errorf("got %v with %d records left, want none", err, len(w.rejected))
+	}
+}
+
 func TestPairs(t *testing.T) {
 	for _, test := range []struct {
 		events, routed []int32

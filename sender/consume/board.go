@@ -43,6 +43,9 @@ type source struct {
 	alive    bool // owned: its results count
 	stopping bool // nothing of it is started any more
 	paused   bool // its fetching is
+	stalls   bool // there is something to fetch, and nothing comes: see stalled
+
+	asked int64 // next, when the ends were asked for last
 }
 
 // result is what a started record came to: the records that say so, to be
@@ -127,7 +130,7 @@ func (b *board) assign(places []place, member string, generation int32) {
 	b.assignments++
 	for _, p := range places {
 		b.sources[p] = &source{
-			place: p, tier: b.effects.tierOf(p.topic), held: p.topic == b.effects.topics.Held, end: unknownEnd, alive: true,
+			place: p, tier: b.effects.tierOf(p.topic), held: p.topic == b.effects.topics.Held, end: unknownEnd, alive: true, asked: -1,
 		}
 	}
 	b.forgetStatesLocked()

@@ -479,3 +479,34 @@ func TestTiersAreFetchedOnlyBelowTheirEnds(t *testing.T) {
 		t.Fatalf("resumed %v below the end, want the tier", r.resume)
 	}
 }
+
+// TestStalledIsFetchedAnew: a partition of which nothing comes although its log goes on.
+func TestStalledIsFetchedAnew(t *testing.T) {
+	s := startStage(t, 64<<20)
+	tier := place{s.effects.topics.Retry[0], 0}
+	at := kafka.Place{Topic: tier.topic}
+	ask := func(end int64) map[string]map[int32]kgo.EpochOffset {
+		s.logEnds(s.assignment(), map[kafka.Place]int64{at: 0}, map[kafka.Place]int64{at: end})
+		s.settle()
+		return s.stalled()
+	}
+	s.push(tier, []*kgo.Record{{Topic: tier.topic, Offset: 6}})
+	s.settle() // it is rejected: nothing waits
+	for i, want := range []bool{false, false, false, true, false, true} {
+		end := int64(7)
+		if i >= 2 { // something is written, of which nothing comes
+			end = 8
+		}
+		if i == 4 { // one question after another record has come
+			s.push(tier, []*kgo.Record{{Topic: tier.topic, Offset: 7}})
+			s.settle()
+		}
+		if i >= 4 {
+			end = 9
+		}
+		got := ask(end)
+		if at, stalled := got[tier.topic][0]; stalled != want || stalled && at.Offset != end-1 {
+			t.Errorf("question %d: fetched anew %v, want %t from %d", i, got, want, end-1)
+		}
+	}
+}

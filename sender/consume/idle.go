@@ -5,6 +5,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/postrider/postrider/schemas/kafka"
 )
 
@@ -50,6 +52,8 @@ func (b *board) logEnds(assignment int, starts, ends map[kafka.Place]int64) {
 			continue
 		}
 		src.next = max(src.next, starts[at]) // retention has removed what was before
+		src.stalls = src.restored && !src.paused && len(src.queue) == 0 && src.next < end && src.next == src.asked
+		src.asked = src.next
 		if !src.unread.known {
 			src.unread = unread{known: true, begun: end, next: src.next}
 		}
@@ -63,6 +67,35 @@ func (b *board) logEnds(assignment int, starts, ends map[kafka.Place]int64) {
 			b.listLocked(src)
 		}
 	}
+}
+
+// stalled returns from where partitions are to be fetched anew: two questions for the
+// ends, seconds apart, have found records in them of which none came. kgo tells of a
+// batch that inflates beyond all bounds once, and fetches nothing more of the partition
+// until it is set past it; what it has buffered of a partition that is paused, or when
+// another's offset is set, it drops, and that with it.
+// The caller is the one who polls, so that nothing it has polled is fetched again.
+func (b *board) stalled() map[string]map[int32]kgo.EpochOffset {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var offsets map[string]map[int32]kgo.EpochOffset
+	for _, src := range b.sources {
+		if !src.stalls {
+			continue
+		}
+		src.stalls = false
+		if src.next != src.asked || len(src.queue) > 0 {
+			continue
+		}
+		if offsets == nil {
+			offsets = make(map[string]map[int32]kgo.EpochOffset)
+		}
+		if offsets[src.topic] == nil {
+			offsets[src.topic] = make(map[int32]kgo.EpochOffset)
+		}
+		offsets[src.topic][src.partition] = kgo.EpochOffset{Epoch: -1, Offset: src.next}
+	}
+	return offsets
 }
 
 // wrote notes the ends of the tiers that a committed transaction wrote to. What was

@@ -30,6 +30,10 @@ func (s *session) pollLoop(ctx context.Context) {
 			s.board.push(place{p.Topic, p.Partition}, p.Records)
 		})
 		err := s.pollErrors(ctx, fetches)
+		if offsets := s.board.stalled(); offsets != nil {
+			s.log.Warn("nothing comes of partitions with records: they are fetched anew", "partitions", len(offsets))
+			s.consumer.SetOffsets(offsets)
+		}
 		s.consumer.AllowRebalance()
 		wake(s.kick)
 		if well = err == nil; well {
@@ -42,13 +46,14 @@ func (s *session) pollLoop(ctx context.Context) {
 	}
 }
 
-// poll waits for records, or after an error only for a moment: if it has not come again by then it has passed.
+// poll waits for records, but comes back now and then for what stalls; and after an error in a moment: if it has not come again by then it has passed.
 func (s *session) poll(ctx context.Context, well bool) kgo.Fetches {
+	limit := endsEvery
 	if !well {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, errorPasses)
-		defer cancel()
+		limit = errorPasses
 	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	return s.consumer.PollRecords(ctx, maxPoll)
 }
 
