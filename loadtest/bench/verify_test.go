@@ -186,7 +186,7 @@ func (f *filler) deliveries(ctx context.Context, n, partitions int) error {
 			if err != nil {
 				return err
 			}
-			out.Partition = r.Partition
+			out.Partition = in(i, partitions) // r is the client's by now
 			write(out)
 		}
 		return nil

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -59,7 +60,7 @@ func (s *store) insertApart(ctx context.Context, t table, b bounds, of rows, dea
 }
 
 // setApart inserts blocks that were refused together, row by row where need be, and
-// takes the refused rows out of them.
+// takes the refused rows out of them. Its error is errUnknown: halves may be in by then.
 func (w *writer) setApart(ctx context.Context, t table, blocks []*block, deadline time.Time) (refused []refusal, err error) {
 	for _, b := range blocks {
 		alone, err := w.store.insertApart(ctx, t, b.bounds, b.rows, deadline)
@@ -70,7 +71,7 @@ func (w *writer) setApart(ctx context.Context, t table, blocks []*block, deadlin
 		t.drop(&b.rows, gone)
 		refused = append(refused, alone...)
 		if err != nil {
-			return refused, err
+			return refused, fmt.Errorf("%w: %w", errUnknown, err)
 		}
 	}
 	return refused, nil
