@@ -50,12 +50,12 @@ func (s *store) insertApart(ctx context.Context, t table, b bounds, of rows, dea
 	if len(places) == 1 {
 		return []refusal{{places[0], err}}, nil
 	}
-	first, second := t.halves(&of)
-	refused, err = s.insertApart(ctx, t, b, first, deadline)
+	half := len(places) / 2
+	refused, err = s.insertApart(ctx, t, b, t.part(&of, 0, half), deadline)
 	if err != nil {
 		return refused, err
 	}
-	more, err := s.insertApart(ctx, t, b, second, deadline)
+	more, err := s.insertApart(ctx, t, b, t.part(&of, half, len(places)), deadline)
 	return append(refused, more...), err
 }
 
@@ -63,7 +63,8 @@ func (s *store) insertApart(ctx context.Context, t table, b bounds, of rows, dea
 // takes the refused rows out of them. Its error is errUnknown: halves may be in by then.
 func (w *writer) setApart(ctx context.Context, t table, blocks []*block, deadline time.Time) (refused []refusal, err error) {
 	for _, b := range blocks {
-		alone, err := w.store.insertApart(ctx, t, b.bounds, b.rows, deadline)
+		// The other tables' goroutines are at their own rows of the block.
+		alone, err := w.store.insertApart(ctx, t, b.bounds, t.part(&b.rows, 0, t.count(&b.rows)), deadline)
 		gone := make(map[place]struct{}, len(alone))
 		for _, r := range alone {
 			gone[r.place] = struct{}{}

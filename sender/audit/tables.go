@@ -22,8 +22,8 @@ type table struct {
 	places func(r *rows) []place
 	// drop removes the rows that stand in places.
 	drop func(r *rows, places map[place]struct{})
-	// halves are the rows, half and half, as rows of nothing else.
-	halves func(r *rows) (first, second rows)
+	// part are some of the rows, from one number to before another, and of nothing else.
+	part func(r *rows, from, to int) rows
 	append func(batch driver.Batch, r *rows) error
 }
 
@@ -93,10 +93,9 @@ func newTable[R interface{ at() place }](name string, fenced bool, of func(r *ro
 		}
 		*of(r) = kept
 	}
-	t.halves = func(r *rows) (first, second rows) {
-		all := *of(r)
-		*of(&first), *of(&second) = all[:len(all)/2:len(all)/2], all[len(all)/2:]
-		return first, second
+	t.part = func(r *rows, from, to int) (some rows) {
+		*of(&some) = (*of(r))[from:to:to]
+		return some
 	}
 	t.append = func(batch driver.Batch, r *rows) error {
 		for i, c := range columns {
