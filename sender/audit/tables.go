@@ -23,7 +23,7 @@ type table struct {
 	// drop removes the rows that stand in places.
 	drop func(r *rows, places map[place]struct{})
 	// part are some of the rows, from one number to before another, and of nothing else.
-	part func(r *rows, from, to int) rows
+	part   func(r *rows, from, to int) rows
 	append func(batch driver.Batch, r *rows) error
 }
 
