@@ -29,7 +29,7 @@ run: ## Start everything in one process, data in ./data (more flags: ARGS=…). 
 	@exec $(BIN)/standalone --allow-targets 127.0.0.0/8,::1/128,localhost $(ARGS)
 
 test: ## Run the tests, unit to end to end, with the race detector (one: RUN=…). Fetches Kafka, ClickHouse and clients once.
-	CGO_ENABLED=1 go test $$(go list work | grep -v '/loadtest/faults$$') -race -shuffle=on -timeout 20m -p $(P) $(if $(RUN),-run '$(RUN)')
+	CGO_ENABLED=1 go test $$(go list work | grep -v '/loadtest/faults$$') -race -shuffle=on -timeout 40m -p $(P) $(if $(RUN),-run '$(RUN)')
 
 test-all: test ## Run the tests, then the short form of the faults.
 	cd loadtest && go test ./faults -timeout 40m
