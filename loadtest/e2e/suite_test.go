@@ -234,8 +234,8 @@ func (s *system) query(t *testing.T, statement string) string {
 	return strings.TrimRight(s.ch.Query(t, strings.ReplaceAll(statement, "postrider.", s.ch.Database+".")), "\n")
 }
 
-// notOperational leaves out the events that the tests' own webhooks make when they are created and changed.
-const notOperational = `event NOT LIKE 'webhook.%'`
+// notOperational leaves out the events that Postrider itself makes, of the webhooks and of their deliveries.
+const notOperational = `event NOT LIKE 'webhook.%' AND event NOT LIKE 'delivery.%'`
 
 // waitQuery waits until a query's answer is want.
 func (s *system) waitQuery(t *testing.T, statement, want string) {
