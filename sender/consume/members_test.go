@@ -61,11 +61,12 @@ func (r *rig) startProcess(t *testing.T, instance string, schedule ...time.Durat
 	return kill
 }
 
-// repeats is how many requests there were beyond one for each of the outcomes that had one.
+// repeats is how many requests there were beyond one for each of the outcomes that had
+// one: behind an open breaker there was none.
 func (r *rig) repeats(outcomes map[string][]schemas.Outcome) (repeats int) {
 	for _, list := range outcomes {
 		for _, o := range list {
-			if o.Result != schemas.ResultDiscarded {
+			if o.Result != schemas.ResultDiscarded && deliver.Reason(o.Reason) != deliver.ReasonBreakerOpen {
 				repeats--
 			}
 		}
