@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
@@ -121,6 +123,44 @@ func EnsureCommits(ctx context.Context, cl *kgo.Client, group string, at StartAt
 		return err
 	}
 	return commit(ctx, cl, group, offsets)
+}
+
+// Evict takes those members out of a group that a client with an id made. A process
+// that was killed has left them there, and the group would stand still for their
+// session timeout: whoever has its name now knows that they are gone.
+func Evict(ctx context.Context, cl *kgo.Client, log *slog.Logger, group, clientID string) error {
+	var described kadm.DescribedGroups
+	err := untilCoordinated(ctx, func() (err error) {
+		described, err = kadm.NewClient(cl).DescribeGroups(ctx, group)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("asking for members of group %q: %w", group, err)
+	}
+	req := kmsg.NewPtrLeaveGroupRequest()
+	req.Group = group
+	for _, m := range described[group].Members {
+		if m.ClientID != clientID {
+			continue
+		}
+		member := kmsg.NewLeaveGroupRequestMember()
+		member.MemberID, member.InstanceID = m.MemberID, m.InstanceID
+		member.Reason = new("another process has its name")
+		req.Members = append(req.Members, member)
+	}
+	if len(req.Members) == 0 {
+		return nil
+	}
+	resp, err := req.RequestWith(ctx, cl)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err != nil {
+		return fmt.Errorf("taking %d members out of group %q: %w", len(req.Members), group, err)
+	}
+	// One that is not there any more is gone as well.
+	log.Info("members that a process of this name had left were taken out of the group", "group", group, "members", len(req.Members))
+	return nil
 }
 
 // startOffsets returns the offset of each place at which at is.

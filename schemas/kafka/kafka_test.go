@@ -237,6 +237,49 @@ func TestStartAtBeginsWhereTold(t *testing.T) {
 	}
 }
 
+// TestEvict: only the members of the client that is named leave.
+func TestEvict(t *testing.T) {
+	_, cfg := startCluster(t)
+	cl := startClient(t, cfg)
+	topics := cfg.Topics()
+	if err := CreateTopics(within(t), cl, topics, schemas.Partitions{Events: 2, Deliveries: 2}, 1); err != nil {
+		t.Fatal(err)
+	}
+	const group = "group"
+	ctx := within(t)
+	members := func() (ids []string) {
+		described, err := kadm.NewClient(cl).DescribeGroups(ctx, group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range described[group].Members {
+			ids = append(ids, m.ClientID)
+		}
+		slices.Sort(ids)
+		return ids
+	}
+	for i, id := range []string{"dead", "alive"} {
+		// Its heartbeats are too seldom to tell it that it is out.
+		startClient(t, cfg, kgo.ClientID(id), kgo.ConsumerGroup(group), kgo.ConsumeTopics(topics.Events), kgo.HeartbeatInterval(20*time.Second), kgo.SessionTimeout(time.Minute))
+		for len(members()) <= i {
+			if ctx.Err() != nil {
+				t.Fatalf("%s has not joined", id)
+			}
+		}
+	}
+	for range 2 { // the second time there is nobody left to leave
+		if err := Evict(ctx, cl, quiet(), group, "dead"); err != nil {
+			t.Fatal(err)
+		}
+		if got := members(); !slices.Equal(got, []string{"alive"}) {
+			t.Errorf("got members %v, want alive only", got)
+		}
+	}
+	if err := Evict(ctx, cl, quiet(), "no-such-group", "dead"); err != nil {
+		t.Errorf("of a group that is not there: %v", err)
+	}
+}
+
 func writeEvents(t *testing.T, cl *kgo.Client, topics schemas.Topics) {
 	t.Helper()
 	records := make([]*kgo.Record, 20)

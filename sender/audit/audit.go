@@ -142,7 +142,7 @@ func (s *service) waitForSchema(ctx context.Context) error {
 
 // consume runs one writer to its end: ctx's, or an error that a new one may not meet.
 func (s *service) consume(ctx context.Context) error {
-	ids, err := s.topicIDs(ctx)
+	ids, err := s.prepare(ctx)
 	if err != nil {
 		return err
 	}
@@ -154,8 +154,9 @@ func (s *service) consume(ctx context.Context) error {
 	return w.run(ctx)
 }
 
-// topicIDs asks with a client of its own: the group's begins to join when it is made.
-func (s *service) topicIDs(ctx context.Context) (map[string][16]byte, error) {
+// prepare asks for the topics' ids, and takes what a killed process of this name left out
+// of the group, with a client of its own: the group's begins to join when it is made.
+func (s *service) prepare(ctx context.Context) (map[string][16]byte, error) {
 	client, err := s.cfg.Kafka.NewClient(s.clientID())
 	if err != nil {
 		return nil, err
@@ -167,7 +168,7 @@ func (s *service) topicIDs(ctx context.Context) (map[string][16]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking for topic ids: %w", err)
 	}
-	return ids, nil
+	return ids, kafka.Evict(ctx, client, s.log, s.cfg.Kafka.Topics().AuditGroup, s.clientID())
 }
 
 func (s *service) clientID() string {

@@ -96,6 +96,9 @@ func (c *Consumer) open(ctx context.Context) (s *session, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err = kafka.Evict(ctx, s.producer, c.log, c.topics.SenderGroup, c.clientID("consumer")); err != nil {
+		return nil, err
+	}
 	s.writer = &writer{client: s.producer, id: id, group: c.topics.SenderGroup, topics: ids}
 	_, ends, err := kafka.Bounds(ctx, s.producer, c.topics.Deliveries)
 	if err != nil {
