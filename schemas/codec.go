@@ -30,6 +30,12 @@ func (e *UnknownVersionError) Error() string {
 	return fmt.Sprintf("record version %.20q in %s is not known here (known: %s)", e.Version, e.Topic, Version)
 }
 
+// IsNewer reports whether an error says so.
+func IsNewer(err error) bool {
+	_, is := errors.AsType[*UnknownVersionError](err)
+	return is
+}
+
 func versionHeader() kgo.RecordHeader {
 	return kgo.RecordHeader{Key: HeaderVersion, Value: []byte(Version)}
 }

@@ -33,6 +33,7 @@ const (
 	CodeUnsupportedContent Code = "unsupported_content" // a content type that carries no JSON
 	CodeUnknownVersion     Code = "unknown_version"     // a record version this binary does not know
 	CodeInvalidRecord      Code = "invalid_record"      // a record of Postrider's own with missing or broken headers
+	CodeRowRefused         Code = "row_refused"         // ClickHouse takes no row of it: it is missing from the audit alone
 	CodeInvalidTarget      Code = "invalid_target"      // a URL that webhooks may not have
 	CodeNotFound           Code = "not_found"           // refers to what is not there
 )

@@ -3,6 +3,7 @@ package schemas
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -17,6 +18,10 @@ const (
 	headerRejectedOffset    = "rejected_offset"
 	headerRejectedCut       = "rejected_cut"
 )
+
+// ErrRowRefused says that ClickHouse will never take the row of a record, which is
+// good otherwise.
+var ErrRowRefused = errors.New("ClickHouse refuses its row")
 
 // Rejected says of a bad record where it stood and why it was refused. The
 // record's key, value and headers are the bad one's, as far as they fit.
@@ -41,6 +46,8 @@ func RejectedRecord(topic string, bad *kgo.Record, err error) *kgo.Record {
 		reason, detail = invalid.Code(), invalid.Error()
 	case errors.As(err, &version):
 		reason = CodeUnknownVersion
+	case errors.Is(err, ErrRowRefused):
+		reason = CodeRowRefused
 	}
 	if len(detail) > 1024 {
 		detail = detail[:1024]
@@ -118,4 +125,22 @@ func DecodeRejected(r *kgo.Record) (Rejected, error) {
 		return Rejected{}, fmt.Errorf("decoding rejected record: %w", Invalid(CodeInvalidRecord, "#/"+headerRejectedReason, "header missing"))
 	}
 	return out, nil
+}
+
+// SetAside tells which delivery a record of rejected has taken out of the senders'
+// way: the bad record is its own, of the topic deliveries that has the id, or one of
+// it that waited.
+func SetAside(r *kgo.Record, topics Topics, deliveries [16]byte) (id DeliveryID, is bool) {
+	bad, err := DecodeRejected(r)
+	switch {
+	case err != nil || bad.Reason == CodeRowRefused:
+		return id, false
+	case bad.Topic == topics.Deliveries:
+		return DeliveryID{Topic: deliveries, Partition: bad.Partition, Offset: bad.Offset}, true
+	case slices.Contains(topics.Waiting(), bad.Topic):
+		id = GlanceDelivery(r).ID
+		return id, id.Topic == deliveries
+	default:
+		return id, false
+	}
 }

@@ -95,7 +95,12 @@ func NewTopics(prefix string) Topics {
 // Sources returns the topics a sender's members consume, co-partitioned:
 // deliveries, every retry tier, and held.
 func (t Topics) Sources() []string {
-	return append([]string{t.Deliveries, t.Held}, t.Retry...)
+	return append([]string{t.Deliveries}, t.Waiting()...)
+}
+
+// Waiting returns those of the sources in which deliveries wait that have left deliveries.
+func (t Topics) Waiting() []string {
+	return append([]string{t.Held}, t.Retry...)
 }
 
 // Audited returns the topics the audit consumes.

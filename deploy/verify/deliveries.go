@@ -236,7 +236,7 @@ func (s *deliveryScan) takeOutcome(record *kgo.Record, rows *span, audited int64
 		if rows != nil {
 			rows.mark(record.Offset, record.Timestamp, spanKnown)
 		}
-		if isNewer(err) {
+		if schemas.IsNewer(err) {
 			s.note("outcomes of a version that is not known here, from %s/%d@%d on", record.Topic, record.Partition, record.Offset)
 		}
 		return nil // the audit sets it aside
@@ -244,8 +244,9 @@ func (s *deliveryScan) takeOutcome(record *kgo.Record, rows *span, audited int64
 	flag := s.flag(o.ID)
 	mine := s.cfg.Organization == "" || string(o.Organization) == s.cfg.Organization
 	wanted := mine && (flag != nil && *flag&isScoped != 0 || flag == nil && s.snap.since == nil)
+	refused := s.refusedRows.has(kafka.Place{Topic: record.Topic, Partition: record.Partition}, record.Offset)
 	if rows != nil {
-		if wanted {
+		if wanted && !refused {
 			rows.mark(record.Offset, record.Timestamp, spanKnown|spanWanted)
 		} else {
 			rows.mark(record.Offset, record.Timestamp, spanKnown)
@@ -266,7 +267,7 @@ func (s *deliveryScan) takeOutcome(record *kgo.Record, rows *span, audited int64
 			})
 		}
 	case o.Ends():
-		s.takeEnd(&o, flag, record, audited)
+		s.takeEnd(&o, flag, record, record.Offset < audited && !refused)
 	}
 	return nil
 }
@@ -292,7 +293,7 @@ func (s *deliveryScan) takeForeignOutcome(o *schemas.OutcomeGlance, record *kgo.
 	})
 }
 
-func (s *deliveryScan) takeEnd(o *schemas.OutcomeGlance, flag *byte, record *kgo.Record, audited int64) {
+func (s *deliveryScan) takeEnd(o *schemas.OutcomeGlance, flag *byte, record *kgo.Record, audited bool) {
 	switch {
 	case *flag&isEnded != 0:
 		if *flag&isScoped != 0 {
@@ -307,7 +308,7 @@ func (s *deliveryScan) takeEnd(o *schemas.OutcomeGlance, flag *byte, record *kgo
 		s.oddOne(flag)
 	}
 	*flag |= isEnded
-	if record.Offset < audited {
+	if audited {
 		*flag |= isAudited
 	}
 	if *flag&isScoped != 0 {
@@ -322,14 +323,9 @@ func (s *deliveryScan) oddOne(flag *byte) {
 	}
 }
 
-// waitingTopics are the topics in which deliveries wait that have left theirs.
-func (s *snapshot) waitingTopics() []string {
-	return append([]string{s.topics.Held}, s.topics.Retry...)
-}
-
 // readWaiting learns which deliveries wait.
 func (s *deliveryScan) readWaiting(ctx context.Context) error {
-	for _, topic := range s.snap.waitingTopics() {
+	for _, topic := range s.snap.topics.Waiting() {
 		where := strings.TrimPrefix(topic, s.snap.topics.Deliveries+".")
 		err := s.eachWaiting(ctx, topic, s.snap.marks, func(id schemas.DeliveryID, record *kgo.Record) {
 			s.takeWaiting(id, record, where)
@@ -402,12 +398,12 @@ func (s *deliveryScan) lookAgain(ctx context.Context) error {
 	if s.odd == 0 {
 		return nil
 	}
-	marks, err := takeMarks(ctx, s.cl, s.snap.topics)
+	marks, err := kafka.Marks(ctx, s.cl, s.snap.topics)
 	if err != nil {
 		return err
 	}
 	waits := make([]byte, len(s.flags)) // how many records wait, up to two
-	for _, topic := range s.snap.waitingTopics() {
+	for _, topic := range s.snap.topics.Waiting() {
 		err := s.eachWaiting(ctx, topic, marks, func(id schemas.DeliveryID, _ *kgo.Record) {
 			if flag := s.flag(id); flag != nil {
 				waits[id.Offset-s.from] = min(waits[id.Offset-s.from]+1, 2)
@@ -453,7 +449,6 @@ func (s *deliveryScan) judge() {
 	outcomes := kafka.Place{Topic: s.snap.topics.Outcomes, Partition: s.partition}
 	endsExpire := s.snap.starts[outcomes] > 0
 	audited := s.snap.audit[s.place]
-	aside := s.setAside[s.partition]
 	for i, flag := range s.flags {
 		if flag&isScoped == 0 {
 			if flag&hasRow != 0 && flag&isThere == 0 {
@@ -463,7 +458,7 @@ func (s *deliveryScan) judge() {
 		}
 		offset := s.from + int64(i)
 		s.counts.Deliveries.Total++
-		_, isAside := aside[offset]
+		isAside := s.setAside.has(s.place, offset)
 		switch {
 		case flag&(isEnded|isWaiting) != 0:
 		case s.mark.Live(offset):
@@ -476,7 +471,7 @@ func (s *deliveryScan) judge() {
 			s.addDelivery(NoEnd, i, "an end, or a record that waits", "neither")
 		}
 		switch {
-		case s.rows == nil || isAside:
+		case s.rows == nil || isAside || s.refusedRows.has(s.place, offset):
 		case offset >= audited:
 			s.counts.Rows.Lag++
 		case offset >= s.rowsFrom[s.partition]:

@@ -194,6 +194,9 @@ func (s *eventScan) flagOf(event *kgo.Record) byte {
 
 func (s *eventScan) mark(flag byte) {
 	if s.span != nil {
+		if s.refusedRows.has(kafka.Place{Topic: s.event.Topic, Partition: s.event.Partition}, s.event.Offset) {
+			flag = spanKnown
+		}
 		s.span.mark(s.event.Offset, s.event.Timestamp, flag)
 	}
 }

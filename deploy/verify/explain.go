@@ -18,16 +18,11 @@ import (
 // explainAtOnce is about how many events are held to find those that do not balance.
 const explainAtOnce = 1_000_000
 
-func isNewer(err error) bool {
-	_, is := errors.AsType[*schemas.UnknownVersionError](err)
-	return is
-}
-
 // explain finds the events of the cells that do not balance, by reading once more.
 func (r *run) explain(ctx context.Context) error {
-	for h, t := range r.partial {
+	for _, t := range r.partial {
 		if t.made < t.promised {
-			r.differs(h, t)
+			r.differs(t)
 		}
 	}
 	bad := r.sums.unbalanced()
@@ -90,16 +85,16 @@ func (r *run) explainCells(ctx context.Context, group []int) error {
 			return nil
 		})
 	})
-	for h, t := range tallies {
+	for _, t := range tallies {
 		if t.promised != t.made {
-			r.differs(h, t)
+			r.differs(t)
 		}
 	}
 	return err
 }
 
 // differs adds the finding of an event that has other deliveries than promised.
-func (r *run) differs(_ hash, t *tally) {
+func (r *run) differs(t *tally) {
 	f := Finding{
 		Kind:     DeliveriesDiffer,
 		Expected: fmt.Sprintf("%d deliveries, as %s says", t.promised, r.snap.topics.Routed), Found: fmt.Sprintf("%d", t.made),

@@ -341,7 +341,7 @@ func (s *deliveryScan) readPings(ctx context.Context) error {
 		return err
 	}
 	for _, offset := range s.pings {
-		_, aside := s.setAside[s.partition][offset]
+		aside := s.setAside.has(s.place, offset) || s.refusedRows.has(s.place, offset)
 		switch n := there[offset]; {
 		case offset >= end || aside:
 		case n == 0:

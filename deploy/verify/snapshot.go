@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,9 +49,8 @@ const sinceSlack = 10 * time.Minute
 
 func takeSnapshot(ctx context.Context, cl *kgo.Client, topics schemas.Topics, since time.Time) (*snapshot, error) {
 	s := &snapshot{at: time.Now().UTC(), topics: topics, audit: make(map[kafka.Place]int64)}
-	sources := topics.Sources()
 	var err error
-	if s.ids, err = kafka.TopicIDs(ctx, cl, append(slices.Clone(sources), topics.Events, topics.Routed, topics.Outcomes, topics.Rejected)...); err != nil {
+	if s.ids, err = kafka.TopicIDs(ctx, cl, append(topics.Sources(), topics.Events, topics.Routed, topics.Outcomes, topics.Rejected)...); err != nil {
 		return nil, err //nolint:wrapcheck // it says what it did
 	}
 	if s.stable, err = kafka.StableEnds(ctx, cl, topics.Deliveries, topics.Routed); err != nil {
@@ -62,8 +60,7 @@ func takeSnapshot(ctx context.Context, cl *kgo.Client, topics schemas.Topics, si
 		return nil, err
 	}
 	// What names others before what it names.
-	waiting := slices.DeleteFunc(slices.Clone(sources), func(t string) bool { return t == topics.Deliveries })
-	if s.starts, s.ends, err = kafka.Bounds(ctx, cl, append(waiting, topics.Outcomes, topics.Rejected)...); err != nil {
+	if s.starts, s.ends, err = kafka.Bounds(ctx, cl, append(topics.Waiting(), topics.Outcomes, topics.Rejected)...); err != nil {
 		return nil, err //nolint:wrapcheck // it says what it did
 	}
 	starts, ends, err := kafka.Bounds(ctx, cl, topics.Deliveries, topics.Routed, topics.Events)
@@ -100,23 +97,8 @@ func (s *snapshot) takeCommits(ctx context.Context, cl *kgo.Client) error {
 	for place, c := range audit {
 		s.audit[place] = c.Offset
 	}
-	s.marks, err = takeMarks(ctx, cl, s.topics)
-	return err
-}
-
-// takeMarks asks where the senders stand.
-func takeMarks(ctx context.Context, cl *kgo.Client, topics schemas.Topics) (map[kafka.Place]schemas.Mark, error) {
-	commits, err := kafka.Commits(ctx, cl, topics.SenderGroup, topics.Sources()...)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // it says what it did
-	}
-	marks := make(map[kafka.Place]schemas.Mark, len(commits))
-	for place, c := range commits {
-		if marks[place], err = schemas.ParseMark(max(c.Offset, 0), c.Metadata); err != nil {
-			return nil, fmt.Errorf("reading the sender's commit of %s/%d@%d: %w", place.Topic, place.Partition, c.Offset, err)
-		}
-	}
-	return marks, nil
+	s.marks, err = kafka.Marks(ctx, cl, s.topics)
+	return err //nolint:wrapcheck // it says what it did
 }
 
 var errCursor = errors.New("commit metadata is no fan-out cursor known here")

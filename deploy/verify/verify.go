@@ -59,8 +59,9 @@ type run struct {
 	// horizon is the time up to which routed says nothing any more on some events;
 	// zero: it has all.
 	horizon time.Time
-	// setAside are offsets in deliveries, by partition, of what stands in rejected.
-	setAside map[int32]map[int64]struct{}
+	// setAside are the deliveries that stand in rejected; refusedRows what ClickHouse
+	// takes no row of.
+	setAside, refusedRows places
 
 	mu     sync.Mutex // guards what follows
 	counts *Report
@@ -87,8 +88,8 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r := &run{
 		cfg: cfg, cl: cl,
 		found:    &findings{most: cfg.List, byKind: make(map[Kind]int64)},
-		setAside: make(map[int32]map[int64]struct{}),
-		counts:   newCounts(), notes: make(map[string]struct{}),
+		setAside: make(places), refusedRows: make(places),
+		counts: newCounts(), notes: make(map[string]struct{}),
 		tail: make(map[hash]struct{}), partial: make(map[hash]*tally),
 	}
 	if err := r.verify(ctx); err != nil {
@@ -176,47 +177,40 @@ func (r *run) balanced(at time.Time) bool {
 
 // readAll reads committed records of [from, end) of a partition.
 func (r *run) readAll(ctx context.Context, place kafka.Place, from, end int64, each func(*kgo.Record) error) error {
-	cursor := kafka.NewCursor(ctx, r.cl, place, from, end)
-	defer cursor.Close()
-	for {
-		record, err := cursor.Next()
-		if err != nil {
-			return fmt.Errorf("verifying: %w", err)
-		}
-		if record == nil {
-			return nil
-		}
-		if err := each(record); err != nil {
-			return err
-		}
+	if err := kafka.ReadAll(ctx, r.cl, place, from, end, each); err != nil {
+		return fmt.Errorf("verifying: %w", err)
 	}
+	return nil
 }
 
-// readRejected learns which deliveries were set aside.
+// readRejected learns which deliveries were set aside, and of which records ClickHouse
+// refused the row.
 func (r *run) readRejected(ctx context.Context) error {
 	s := r.snap
-	waits := make(map[string]bool)
-	for _, topic := range s.topics.Sources() {
-		waits[topic] = true
-	}
 	place := kafka.Place{Topic: s.topics.Rejected}
 	return r.readAll(ctx, place, s.from(place), s.ends[place], func(record *kgo.Record) error {
-		bad, err := schemas.DecodeRejected(record)
-		if err != nil || !waits[bad.Topic] {
-			return nil //nolint:nilerr // whoever wrote it, it sets no delivery aside
+		if id, is := schemas.SetAside(record, s.topics, s.ids[s.topics.Deliveries]); is {
+			r.setAside.add(s.topics.Deliveries, id.Partition, id.Offset)
 		}
-		partition, offset := bad.Partition, bad.Offset
-		if bad.Topic != s.topics.Deliveries {
-			id := schemas.GlanceDelivery(record).ID
-			if id.Topic != s.ids[s.topics.Deliveries] {
-				return nil
-			}
-			partition, offset = id.Partition, id.Offset
+		if bad, err := schemas.DecodeRejected(record); err == nil && bad.Reason == schemas.CodeRowRefused {
+			r.refusedRows.add(bad.Topic, bad.Partition, bad.Offset)
 		}
-		if r.setAside[partition] == nil {
-			r.setAside[partition] = make(map[int64]struct{})
-		}
-		r.setAside[partition][offset] = struct{}{}
 		return nil
 	})
+}
+
+// places are some records.
+type places map[kafka.Place]map[int64]struct{}
+
+func (p places) add(topic string, partition int32, offset int64) {
+	place := kafka.Place{Topic: topic, Partition: partition}
+	if p[place] == nil {
+		p[place] = make(map[int64]struct{})
+	}
+	p[place][offset] = struct{}{}
+}
+
+func (p places) has(place kafka.Place, offset int64) bool {
+	_, has := p[place][offset]
+	return has
 }

@@ -165,7 +165,7 @@ func (l Log) take(w *Window, r *kgo.Record) error {
 		return nil
 	}
 	routed, err := schemas.DecodeRouted(r)
-	if _, newer := errors.AsType[*schemas.UnknownVersionError](err); newer {
+	if schemas.IsNewer(err) {
 		return fmt.Errorf("reading %s/%d@%d: %w", r.Topic, r.Partition, r.Offset, err)
 	}
 	if err != nil {

@@ -108,7 +108,7 @@ func (t *Table) Apply(r *kgo.Record) {
 	}
 	k := key{r.Topic, string(r.Key)}
 	delete(c.unknown, k)
-	if _, newer := errors.AsType[*schemas.UnknownVersionError](err); newer {
+	if schemas.IsNewer(err) {
 		c.unknown[k] = fmt.Errorf("reading %s/%d@%d: %w", r.Topic, r.Partition, r.Offset, err)
 	}
 	if err != nil {

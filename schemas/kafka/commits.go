@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
 )
 
@@ -46,6 +47,21 @@ func Commits(ctx context.Context, cl *kgo.Client, group string, topics ...string
 				group, q.missing[0].Topic, q.missing[0].Partition, because(ctx.Err(), err))
 		}
 	}
+}
+
+// Marks returns where the senders stand in each partition of their sources.
+func Marks(ctx context.Context, cl *kgo.Client, topics schemas.Topics) (map[Place]schemas.Mark, error) {
+	commits, err := Commits(ctx, cl, topics.SenderGroup, topics.Sources()...)
+	if err != nil {
+		return nil, err
+	}
+	marks := make(map[Place]schemas.Mark, len(commits))
+	for place, c := range commits {
+		if marks[place], err = schemas.ParseMark(max(c.Offset, 0), c.Metadata); err != nil {
+			return nil, fmt.Errorf("reading the sender's commit of %s/%d@%d: %w", place.Topic, place.Partition, c.Offset, err)
+		}
+	}
+	return marks, nil
 }
 
 // commitsQuestion is a question that is asked until all of it is answered.

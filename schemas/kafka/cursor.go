@@ -64,6 +64,22 @@ func NewCursor(ctx context.Context, cl *kgo.Client, place Place, from, end int64
 	return c
 }
 
+// ReadAll gives each committed record of [from, end) of a partition, until each
+// returns an error. A record is its own only until each returns.
+func ReadAll(ctx context.Context, cl *kgo.Client, place Place, from, end int64, each func(*kgo.Record) error) error {
+	c := NewCursor(ctx, cl, place, from, end)
+	defer c.Close()
+	for {
+		r, err := c.Next()
+		if err == nil && r != nil {
+			err = each(r)
+		}
+		if err != nil || r == nil {
+			return err
+		}
+	}
+}
+
 // Next returns the next record, nil behind the last one. It and all it holds are
 // the caller's until Next is called again.
 func (c *Cursor) Next() (*kgo.Record, error) {

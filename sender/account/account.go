@@ -110,7 +110,7 @@ type moment struct {
 }
 
 func (a *accountant) look(ctx context.Context) (*moment, error) {
-	m := &moment{at: time.Now(), marks: make(map[kafka.Place]schemas.Mark)}
+	m := &moment{at: time.Now()}
 	ids, err := kafka.TopicIDs(ctx, a.cl, a.topics.Deliveries)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what it did
@@ -119,14 +119,8 @@ func (a *accountant) look(ctx context.Context) (*moment, error) {
 	if m.stable, err = kafka.StableEnds(ctx, a.cl, a.topics.Outcomes, a.topics.Rejected); err != nil {
 		return nil, err //nolint:wrapcheck // it says what it did
 	}
-	commits, err := kafka.Commits(ctx, a.cl, a.topics.SenderGroup, a.topics.Sources()...)
-	if err != nil {
+	if m.marks, err = kafka.Marks(ctx, a.cl, a.topics); err != nil {
 		return nil, err //nolint:wrapcheck // it says what it did
-	}
-	for place, c := range commits {
-		if m.marks[place], err = schemas.ParseMark(max(c.Offset, 0), c.Metadata); err != nil {
-			return nil, fmt.Errorf("reading the commit of %s/%d@%d: %w", place.Topic, place.Partition, c.Offset, err)
-		}
 	}
 	m.starts, m.ends, err = kafka.Bounds(ctx, a.cl, append(a.topics.Sources(), a.topics.Outcomes, a.topics.Rejected)...)
 	return m, err //nolint:wrapcheck // it says what it did
@@ -177,23 +171,16 @@ func (a *accountant) readRejected(ctx context.Context, m *moment) (map[int32]map
 	if len(a.books) == 0 {
 		a.rejected = m.stable[place]
 	}
-	waits := a.topics.Sources()
 	aside := make(map[int32]map[int64]struct{})
 	err := a.read(ctx, place, a.rejected, m.ends[place], func(r *kgo.Record) {
-		bad, err := schemas.DecodeRejected(r)
-		if err != nil || !slices.Contains(waits, bad.Topic) {
+		id, is := schemas.SetAside(r, a.topics, m.id)
+		if !is {
 			return
 		}
-		id := schemas.DeliveryID{Topic: m.id, Partition: bad.Partition, Offset: bad.Offset}
-		if bad.Topic != a.topics.Deliveries {
-			id = schemas.GlanceDelivery(r).ID
+		if aside[id.Partition] == nil {
+			aside[id.Partition] = make(map[int64]struct{})
 		}
-		if id.Topic == m.id {
-			if aside[id.Partition] == nil {
-				aside[id.Partition] = make(map[int64]struct{})
-			}
-			aside[id.Partition][id.Offset] = struct{}{}
-		}
+		aside[id.Partition][id.Offset] = struct{}{}
 	})
 	a.rejected = max(a.rejected, m.ends[place])
 	return aside, err
@@ -201,13 +188,8 @@ func (a *accountant) readRejected(ctx context.Context, m *moment) (map[int32]map
 
 // read gives the committed records of [from, end) of a partition.
 func (a *accountant) read(ctx context.Context, place kafka.Place, from, end int64, each func(*kgo.Record)) error {
-	cursor := kafka.NewCursor(ctx, a.cl, place, from, end)
-	defer cursor.Close()
-	for {
-		r, err := cursor.Next()
-		if err != nil || r == nil {
-			return err //nolint:wrapcheck // it says what it did
-		}
+	return kafka.ReadAll(ctx, a.cl, place, from, end, func(r *kgo.Record) error { //nolint:wrapcheck // it says what it did
 		each(r)
-	}
+		return nil
+	})
 }

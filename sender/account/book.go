@@ -37,10 +37,7 @@ func (a *accountant) begin(ctx context.Context, m *moment, partition int32) (*bo
 
 // waiting gives the deliveries that wait in tiers, or held, at the moment; some twice.
 func (b *book) waiting(ctx context.Context, m *moment, each func(offset int64)) error {
-	for _, topic := range b.topics.Sources() {
-		if topic == b.topics.Deliveries {
-			continue
-		}
+	for _, topic := range b.topics.Waiting() {
 		place := kafka.Place{Topic: topic, Partition: b.partition}
 		mark := m.marks[place]
 		err := b.read(ctx, place, max(mark.Low(), m.starts[place]), m.ends[place], func(r *kgo.Record) {

@@ -9,6 +9,8 @@ import (
 
 	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/postrider/postrider/schemas"
 )
 
 // refusal is a row that ClickHouse will not take, whatever state it is in.
@@ -48,7 +50,7 @@ func (s *store) insertApart(ctx context.Context, t table, b bounds, of rows, dea
 		return nil, err
 	}
 	if len(places) == 1 {
-		return []refusal{{places[0], err}}, nil
+		return []refusal{{places[0], fmt.Errorf("%w: %w", schemas.ErrRowRefused, err)}}, nil
 	}
 	half := len(places) / 2
 	refused, err = s.insertApart(ctx, t, b, t.part(&of, 0, half), deadline)

@@ -175,7 +175,7 @@ func TestBadRecordsAreTold(t *testing.T) {
 	for _, s := range []source{sourceRouted, sourceDeliveries, sourceOutcomes, sourceChanges} {
 		st := newStream(s, "t", [16]byte{}, 0, commitEntry{offset: 0})
 		st.join = newJoin([16]byte{}, 0, 0)
-		if err := st.add(&kgo.Record{Value: []byte("\xff")}); err == nil || isNewer(err) {
+		if err := st.add(&kgo.Record{Value: []byte("\xff")}); err == nil || schemas.IsNewer(err) {
 			t.Errorf("%s: garbage gave %v", s, err)
 		}
 		var unknown *schemas.UnknownVersionError

@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"errors"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -91,7 +90,7 @@ func (s *stream) add(r *kgo.Record) error {
 	}
 	if s.source == sourceRouted {
 		routed, err := schemas.DecodeRouted(r)
-		if isNewer(err) {
+		if schemas.IsNewer(err) {
 			return err
 		}
 		s.join.addRouted(r, routed) // a bad record has no entries
@@ -109,16 +108,11 @@ func (s *stream) add(r *kgo.Record) error {
 	case sourceEvents, sourceRouted:
 		panic("BUG: events and routed are joined")
 	}
-	if isNewer(err) {
+	if schemas.IsNewer(err) {
 		return err
 	}
 	s.took(r.Offset)
 	return err
-}
-
-func isNewer(err error) bool {
-	var newer *schemas.UnknownVersionError
-	return errors.As(err, &newer)
 }
 
 // addEvent takes a record of the partition of events that goes with a stream of routed.

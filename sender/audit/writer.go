@@ -298,7 +298,7 @@ func (w *writer) takeRecords(s *stream, records []*kgo.Record) {
 		err := s.add(r)
 		switch {
 		case err == nil:
-		case isNewer(err):
+		case schemas.IsNewer(err):
 			// Nothing may be passed over: a binary that knows it goes on from here.
 			s.stopped = fmt.Errorf("%s/%d stands at offset %d: %w", r.Topic, r.Partition, r.Offset, err)
 			w.pausePartition(topicPartition{r.Topic, r.Partition})
