@@ -2,12 +2,13 @@ package faults
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -24,8 +25,10 @@ func brokers() []scenario {
 		{id: "F06b", fault: "two of three brokers down", world: three, run: func(w *world) { w.brokersAway(2) }},
 		{id: "F06c", fault: "all three brokers down", world: three, run: func(w *world) { w.brokersAway(3) }},
 		{id: "F06d", fault: "three brokers stopped and started, one after another", world: three, run: rollingRestart},
+		{id: "F06e", fault: "two of three brokers frozen, then the third killed: what only it had is gone", world: three, run: aloneThenGone},
 		{id: "F07", fault: "acknowledgements lost after the append (kfake)", world: options{cluster: startKfake}, run: acknowledgementsLost},
-		{id: "F08", fault: "leaders and coordinators move, EndTxn errs (kfake)", world: options{cluster: startKfake}, run: storm},
+		{id: "F08a", fault: "leaders and coordinators move again and again", world: three, run: leaderStorm},
+		{id: "F08b", fault: "coordinators move, EndTxn errs (kfake)", world: options{cluster: startKfake}, run: coordinatorStorm},
 		{id: "F09a", fault: "a router's transaction hangs, with another router at work", run: ownTransactionHangs},
 		{id: "F09b", fault: "a foreign producer's transaction on events hangs", run: foreignTransactionHangs},
 	}
@@ -44,16 +47,40 @@ func (w *world) brokersAway(n int) {
 		w.wantUnavailable()
 	}
 	w.pass(pick(15*time.Second, time.Minute))
+	started := time.Now()
 	for _, b := range away {
 		b.Restart(w.t)
 	}
+	w.kafka.WaitLed(w.t, 2*soon)
 	w.faultEnded()
+	w.notef("every partition had a leader %.1f s after the brokers' start", time.Since(started).Seconds())
 	w.progress(500)
 	w.bound("the first request after the brokers' return", w.ledger.RequestAfter(w.ends[0]).Sub(w.ends[0]), 10*time.Second+slack)
 	if n == 1 {
 		w.noGap(from)
 	}
 	w.kafka.WaitReady(w.t, soon)
+	w.mayRepeat = unansweredTransactions
+}
+
+// aloneThenGone leaves one broker with what it is sent, and takes it away: what was
+// acknowledged must be with the others by then.
+func aloneThenGone(w *world) {
+	w.progress(200)
+	alone, others := w.kafka.Brokers[0], w.kafka.Brokers[1:]
+	for _, b := range others {
+		b.Suspend(w.t)
+	}
+	w.pass(pick(6*time.Second, 20*time.Second)) // within what brokers need to give a replica up
+	alone.Kill9(w.t)
+	for _, b := range others {
+		b.Continue(w.t)
+	}
+	w.faultEnded()
+	w.progress(300)
+	alone.Restart(w.t)
+	w.kafka.WaitReady(w.t, 2*soon)
+	w.progress(300)
 	w.mayRepeat = unansweredTransactions
 }
 
@@ -112,10 +139,12 @@ func startKfake(w *world) {
 // as if it might not be.
 func acknowledgementsLost(w *world) {
 	w.progress(200)
-	var asked atomic.Int64
-	struck := func(kmsg.Request) bool { return asked.Add(1)%7 == 0 }
-	timedOut := w.kfake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: -1, When: struck})
-	tooFew := w.kfake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicasAfterAppend, Count: -1, When: struck})
+	every := func(nth int64) func(kmsg.Request) bool {
+		var asked atomic.Int64
+		return func(kmsg.Request) bool { return asked.Add(1)%nth == 0 }
+	}
+	timedOut := w.kfake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: -1, When: every(13)})
+	tooFew := w.kfake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicasAfterAppend, Count: -1, When: every(13)})
 	w.pass(pick(15*time.Second, time.Minute))
 	timedOut.Remove()
 	tooFew.Remove()
@@ -128,9 +157,39 @@ func acknowledgementsLost(w *world) {
 	w.mayRepeat = w.ledger.Count().Requests
 }
 
-// storm moves a leader and all coordinators about three times a second, and has
-// every tenth end of a transaction err, before it is done or after.
-func storm(w *world) {
+// leaderStorm has each partition led by another broker again and again: those of
+// offsets and transactions too, with which their coordinators move.
+func leaderStorm(w *world) {
+	w.progress(200)
+	admin := kadm.NewClient(w.client())
+	moves := 0
+	for from := time.Now(); time.Since(from) < pick(15*time.Second, time.Minute); moves++ {
+		meta, err := admin.Metadata(w.t.Context())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		var wanted kadm.AlterPartitionAssignmentsReq
+		meta.Topics.EachPartition(func(p kadm.PartitionDetail) {
+			wanted.Assign(p.Topic, p.Partition, append(slices.Clone(p.Replicas[1:]), p.Replicas[0]))
+		})
+		if _, err := admin.AlterPartitionAssignments(w.t.Context(), wanted); err != nil {
+			w.t.Fatalf("assigning partitions: %v", err)
+		}
+		if _, err := admin.ElectLeaders(w.t.Context(), kadm.ElectPreferredReplica, nil); err != nil {
+			w.t.Fatalf("electing leaders: %v", err)
+		}
+		w.pass(time.Second)
+	}
+	w.faultEnded()
+	w.notef("all leaders moved %d times", moves)
+	w.progress(500)
+	w.mayRepeat = unansweredTransactions
+}
+
+// coordinatorStorm moves all coordinators now and then, and has every tenth end of a
+// transaction err, before it is done or after. Leaders stay where they are: when
+// kfake moves one, it tells clients of records lost that are there.
+func coordinatorStorm(w *world) {
 	w.progress(200)
 	var handles []*kfake.FaultHandle
 	var asked atomic.Int64
@@ -142,13 +201,10 @@ func storm(w *world) {
 	}
 	moves := 0
 	for from := time.Now(); time.Since(from) < pick(15*time.Second, time.Minute); moves++ {
-		w.kfake.ShufflePartitionLeaders()
-		if rand.IntN(3) == 0 {
-			w.kfake.RehashCoordinators()
-		}
-		w.pass(300 * time.Millisecond)
+		w.kfake.RehashCoordinators()
+		w.pass(time.Second)
 	}
-	var hits int
+	hits := 0
 	for _, h := range handles {
 		hits += h.Hits()
 		h.Remove()

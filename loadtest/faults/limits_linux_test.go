@@ -2,6 +2,7 @@ package faults
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -45,26 +46,38 @@ func (w *world) tmpfs(bytes int) string {
 // fill writes a file that leaves so many bytes of its file system free.
 func (w *world) fill(dir string, leave uint64) (file string) {
 	w.t.Helper()
-	var had syscall.Statfs_t
-	if err := syscall.Statfs(dir, &had); err != nil {
-		w.t.Fatal(err)
-	}
 	file = filepath.Join(dir, "filler")
 	f, err := os.Create(file)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	defer f.Close()
-	free := had.Bavail * uint64(had.Bsize)                                          //nolint:gosec // a block's size
-	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(free-leave)); err != nil { //nolint:gosec // within a small file system
-		w.t.Fatalf("filling %s: %v", dir, err)
-	}
+	pipeline.Wait(w.t, soon, "the rest of the space", func() error { // others write too
+		var had syscall.Statfs_t
+		if err := syscall.Statfs(dir, &had); err != nil {
+			return err
+		}
+		free := had.Bavail * uint64(had.Bsize) //nolint:gosec // a block's size
+		if free <= leave {
+			return nil
+		}
+		at, err := f.Seek(0, io.SeekEnd)
+		if err != nil {
+			return err
+		}
+		return syscall.Fallocate(int(f.Fd()), 0, at, int64(free-leave)) //nolint:gosec // within a small file system
+	})
 	return file
 }
 
 func startOnTmpfs(w *world) {
 	w.small = w.tmpfs(1 << 30)
 	w.kafka = pipeline.StartKafkaIn(w.t, w.small, 1, "log.segment.bytes=16777216")
+}
+
+func startStoreOnTmpfs(w *world) {
+	w.small = w.tmpfs(1 << 30)
+	w.ch = pipeline.StartClickHouseIn(w.t, w.small)
 }
 
 // brokerDiskFull fills the disk until the broker can write no more, which ends it;

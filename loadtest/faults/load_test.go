@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -67,7 +68,12 @@ type sent struct {
 	again                  bool // it is to be sent once more when it is accepted
 }
 
-const copyEvery = 50
+const (
+	copyEvery = 50
+	// copyWithin is how long after an event its copy comes to Kafka, at most: whoever
+	// was to remember it may have ended meanwhile.
+	copyWithin = 3 * time.Second
+)
 
 // The first letter of an event's id says which way it is sent.
 const (
@@ -128,11 +134,11 @@ func (l *load) produceUntilAccepted(producer *kgo.Client, e sent, done func()) {
 			done()
 		case l.w.t.Context().Err() != nil || errors.Is(err, kgo.ErrClientClosed):
 			done()
+		case err == nil:
+			l.w.ledger.Accepted(e.id)
+			e.again = false
+			time.AfterFunc(rand.N(copyWithin), func() { l.produceUntilAccepted(producer, e, done) })
 		default:
-			if err == nil {
-				l.w.ledger.Accepted(e.id)
-				e.again = false
-			}
 			go l.produceUntilAccepted(producer, e, done) // a callback must not produce
 		}
 	})
@@ -145,20 +151,24 @@ func (l *load) post(divisor, rate, size int) {
 		for i := range events {
 			events[i] = l.next(byREST)
 		}
-		backOff := time.NewTicker(100 * time.Millisecond)
-		defer backOff.Stop()
-		for len(events) > 0 {
-			var err error
-			if events, err = l.postOnce(l.w.t.Context(), events); err == nil {
-				continue
-			}
-			select {
-			case <-l.w.t.Context().Done():
-				return
-			case <-backOff.C:
-			}
-		}
+		l.postUntilAccepted(events)
 	})
+}
+
+func (l *load) postUntilAccepted(events []sent) {
+	backOff := time.NewTicker(100 * time.Millisecond)
+	defer backOff.Stop()
+	for len(events) > 0 {
+		var err error
+		if events, err = l.postOnce(l.w.t.Context(), events); err == nil {
+			continue
+		}
+		select {
+		case <-l.w.t.Context().Done():
+			return
+		case <-backOff.C:
+		}
+	}
 }
 
 // postOnce posts events and returns those that are not accepted.
@@ -310,7 +320,15 @@ func (w *world) trySubscribe(client *http.Client, organization, path, more strin
 // subscribeOnce returns errUnavailable where there may be a webhook that the ledger
 // does not know.
 func (w *world) subscribeOnce(client *http.Client, organization, path, more string) (hook ledger.Webhook, err error) {
-	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":"*"%s}`, organization, w.targets.URL(path), more)
+	if hook, err = w.createOnce(client, organization, path, "*", more); err == nil {
+		w.ledger.Subscribe(hook)
+	}
+	return hook, err
+}
+
+// createOnce is subscribeOnce, for any events, and the ledger is the caller's to tell.
+func (w *world) createOnce(client *http.Client, organization, path, events, more string) (hook ledger.Webhook, err error) {
+	body := fmt.Sprintf(`{"organization":%q,"active":true,"url":%q,"events":%q%s}`, organization, w.targets.URL(path), events, more)
 	status, answer, err := w.try(w.t.Context(), client, http.MethodPost, "/v1/webhooks", body)
 	switch {
 	case err != nil || status == http.StatusServiceUnavailable:
@@ -322,7 +340,6 @@ func (w *world) subscribeOnce(client *http.Client, organization, path, more stri
 	if err := json.Unmarshal(answer, &hook); err != nil {
 		return hook, fmt.Errorf("reading a webhook: %w", err)
 	}
-	w.ledger.Subscribe(hook)
 	return hook, nil
 }
 

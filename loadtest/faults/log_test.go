@@ -58,7 +58,11 @@ func (w *world) startLog() *log {
 func (l *log) note(r *kgo.Record, topics schemas.Topics, topicID [16]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.at[kafka.Place{Topic: r.Topic, Partition: r.Partition}] = r.Offset + 1
+	place := kafka.Place{Topic: r.Topic, Partition: r.Partition}
+	if r.Offset < l.at[place] {
+		return // a client whose partition moved may begin it again
+	}
+	l.at[place] = r.Offset + 1
 	r, newer := known(r)
 	if newer {
 		l.newerOnes[r.Topic]++
@@ -141,6 +145,13 @@ func (l *log) newer(topic string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.newerOnes[topic]
+}
+
+// made is how many deliveries were.
+func (l *log) made() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.deliveries)
 }
 
 // count is that of the outcomes.

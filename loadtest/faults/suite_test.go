@@ -40,7 +40,7 @@ type scenario struct {
 // scenarios are all, in the order of the table.
 func scenarios() []scenario {
 	var all []scenario
-	for _, some := range [][]scenario{kills(), brokers(), clickHouses(), inputs(), changes(), targets(), moments(), starved(), versions()} {
+	for _, some := range [][]scenario{kills(), brokers(), clickHouses(), inputs(), changes(), targets(), moments(), joins(), starved(), versions()} {
 		all = append(all, some...)
 	}
 	return all

@@ -1,16 +1,11 @@
 package hostile
 
 import (
-	"context"
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/Shopify/toxiproxy/v2"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/rs/zerolog"
-
+	"github.com/postrider/postrider/loadtest/pipeline"
 	"github.com/postrider/postrider/loadtest/receiver"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/sender/deliver"
@@ -70,10 +65,11 @@ func TestNetworksThatBreak(t *testing.T) {
 	}
 	for _, tt := range toxics() {
 		t.Run(tt.name, func(t *testing.T) {
-			proxy := startProxy(t, good.Addr(), tt)
+			proxy := pipeline.StartProxy(t, good.Addr())
+			proxy.Poison(t, tt.kind, tt.stream, tt.attributes)
 			client := deliver.New(deliver.Config{Policy: allowed})
 			t.Cleanup(client.Close)
-			r := request("http://" + proxy.Listen + "/")
+			r := request("http://" + proxy.Addr + "/")
 			r.Body = []byte(`{"id":"evt_1","event":"ping","payload":"` + strings.Repeat("x", 4096) + `"}`)
 			if tt.timeout > 0 {
 				r.Timeout = tt.timeout
@@ -96,27 +92,4 @@ func TestNetworksThatBreak(t *testing.T) {
 			}
 		})
 	}
-}
-
-// startProxy starts a proxy with one toxic, which ends with the test.
-func startProxy(t *testing.T, upstream string, of toxic) *toxiproxy.Proxy {
-	t.Helper()
-	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
-	proxy := toxiproxy.NewProxy(server, "receiver", "127.0.0.1:0", upstream)
-	if err := proxy.Start(); err != nil {
-		t.Fatalf("starting the proxy: %v", err)
-	}
-	t.Cleanup(func() {
-		// A toxic in its wait outlives the proxy; one that is taken out does not.
-		proxy.Toxics.ResetToxics(context.Background())
-		proxy.Stop()
-	})
-	text, err := json.Marshal(map[string]any{"type": of.kind, "stream": of.stream, "attributes": of.attributes})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(string(text))); err != nil {
-		t.Fatalf("adding the toxic: %v", err)
-	}
-	return proxy
 }

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
 	"github.com/postrider/postrider/loadtest/pipeline"
@@ -24,7 +23,6 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's
 	// fasthttp's clock is one a process, for its servers' dates. A look-up that was
 	// given up lives on until its nameserver's five seconds are over (package net).
 	pipeline.Main(m, pipeline.NoLeaks(goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1")))

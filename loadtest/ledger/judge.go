@@ -14,6 +14,8 @@ type Facts struct {
 	Rows       []Row      // of ClickHouse's table outcomes
 	Events     []EventRow // of ClickHouse's view events
 	Kills      []Kill     // of senders
+	// Aside are the outcomes whose rows ClickHouse refused, as the audit says in rejected.
+	Aside map[Place]bool
 	// MayRepeat is how many requests may have come again without a kill, such as
 	// those cut off when their partition went to another sender.
 	MayRepeat int
@@ -37,6 +39,12 @@ type Row struct {
 	DeliveryID string
 	Attempt    int
 	Result     string
+}
+
+// Place is where an outcome stands in its topic.
+type Place struct {
+	Partition int32
+	Offset    int64
 }
 
 // EventRow is a row of the view events.
@@ -124,7 +132,7 @@ func (l *Ledger) Judge(f Facts) Verdict {
 	ends := j.ends(f.Outcomes)
 	j.losses(made, ends)
 	j.repeats(f.Outcomes, f.Kills, f.MayRepeat)
-	j.rows(f.Outcomes, f.Rows)
+	j.rows(f.Outcomes, f.Rows, f.Aside)
 	j.events(f.Events)
 	j.verdict.WorstP99 = l.worstP99Locked()
 	j.verdict.Findings = j.findings.list()
@@ -150,6 +158,8 @@ func (j *judge) deliveries(all []Delivery) map[pair]string {
 		case j.ledger.events[d.EventID] == nil:
 			j.findings.add("delivery %s is of an event that nobody sent: %s", d.ID, d.EventID)
 			continue
+		case j.barred(key):
+			j.findings.add("event %s, sent after %s was gone, has a delivery to it", d.EventID, key.webhook)
 		case made[key] != "":
 			j.verdict.Doubled++
 			j.findings.add("event %s has two deliveries to %s: %s and %s", d.EventID, key.webhook, made[key], d.ID)
@@ -157,6 +167,12 @@ func (j *judge) deliveries(all []Delivery) map[pair]string {
 		made[key] = d.ID
 	}
 	return made
+}
+
+// barred says that an event was sent after it was acknowledged that a webhook takes no more.
+func (j *judge) barred(key pair) bool {
+	since, gone := j.ledger.gone[key.webhook]
+	return gone && j.ledger.events[key.event].sentAt.After(since)
 }
 
 // ends are the results of deliveries, by the deliveries' ids; held is not one, but
@@ -271,17 +287,15 @@ func before(outcomes []Outcome, ends map[int32]int64) (n int) {
 }
 
 // rows compares the table outcomes with the topic.
-func (j *judge) rows(outcomes []Outcome, rows []Row) {
-	type place struct {
-		partition int32
-		offset    int64
-	}
-	topic := make(map[place]Row, len(outcomes))
+func (j *judge) rows(outcomes []Outcome, rows []Row, aside map[Place]bool) {
+	topic := make(map[Place]Row, len(outcomes))
 	for _, o := range outcomes {
-		topic[place{o.Partition, o.Offset}] = o.Row
+		if at := (Place{o.Partition, o.Offset}); !aside[at] {
+			topic[at] = o.Row
+		}
 	}
 	for _, row := range rows {
-		at := place{row.Partition, row.Offset}
+		at := Place{row.Partition, row.Offset}
 		want, ok := topic[at]
 		if !ok {
 			j.verdict.AuditExtra++
@@ -295,7 +309,7 @@ func (j *judge) rows(outcomes []Outcome, rows []Row) {
 	}
 	j.verdict.AuditMissing += len(topic)
 	for at := range topic {
-		j.findings.add("ClickHouse has no row of outcomes %d@%d", at.partition, at.offset)
+		j.findings.add("ClickHouse has no row of outcomes %d@%d", at.Partition, at.Offset)
 	}
 }
 

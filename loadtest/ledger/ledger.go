@@ -29,8 +29,9 @@ type Webhook struct{ ID, Organization, Secret, Path string }
 type event struct {
 	organization string
 	body         [sha256.Size]byte // of the request that a target should get
-	acceptedAt   time.Time         // zero until a producer was told so
-	webhooks     []*Webhook        // that were in force when it was sent
+	sentAt       time.Time
+	acceptedAt   time.Time  // zero until a producer was told so
+	webhooks     []*Webhook // that were in force when it was sent
 }
 
 // delivery is what one webhook saw of one event.
@@ -49,6 +50,7 @@ type Ledger struct {
 	force    map[string][]*Webhook // in force, by organization
 	secrets  map[string][]signer   // of webhooks, by path
 	moved    map[string]string     // paths that webhooks had first, by those they have now
+	gone     map[string]time.Time  // since when webhooks take nothing more, by path
 	events   map[string]*event
 	seen     map[pair]*delivery
 	accepted int
@@ -62,6 +64,7 @@ type Ledger struct {
 func New() *Ledger {
 	return &Ledger{
 		webhooks: map[string]*Webhook{}, force: map[string][]*Webhook{}, secrets: map[string][]signer{}, moved: map[string]string{},
+		gone:   map[string]time.Time{},
 		events: map[string]*event{}, seen: map[pair]*delivery{},
 	}
 }
@@ -86,12 +89,20 @@ func (l *Ledger) Unsubscribe(path string) {
 	}
 }
 
+// Gone notes that it was acknowledged that a webhook is deleted, disabled or takes
+// other events: what is sent from now on must not be made a delivery to it.
+func (l *Ledger) Gone(path string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone[path] = time.Now()
+}
+
 // Sends notes an event that is about to be sent, with the body that targets should
 // get. It is owed to nobody before it is accepted.
 func (l *Ledger) Sends(id, organization string, body []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.events[id] = &event{organization: organization, body: sha256.Sum256(body), webhooks: l.force[organization]}
+	l.events[id] = &event{organization: organization, body: sha256.Sum256(body), sentAt: time.Now(), webhooks: l.force[organization]}
 }
 
 // Accepted notes that a producer was told that an event is accepted.

@@ -49,7 +49,7 @@ func healthy(t *testing.T) (*Ledger, *Facts) {
 		l.Request(request(t, id))
 		row := Row{Offset: int64(i), DeliveryID: "dlv_" + id, Attempt: 1, Result: "delivered"}
 		f.Deliveries = append(f.Deliveries, Delivery{"dlv_" + id, id, "wh_1"})
-		f.Outcomes = append(f.Outcomes, Outcome{row, id, "wh_1", true})
+		f.Outcomes = append(f.Outcomes, Outcome{Row: row, EventID: id, WebhookID: "wh_1", Requested: true})
 		f.Rows = append(f.Rows, row)
 		f.Events = append(f.Events, EventRow{id, 1})
 	}
@@ -86,7 +86,7 @@ func TestJudgeFinds(t *testing.T) {
 			l.Request(r)
 			row := Row{Offset: 2, DeliveryID: "dlv_e3", Attempt: 1, Result: "delivered"}
 			f.Deliveries = append(f.Deliveries, Delivery{"dlv_e3", "e3", "wh_1"})
-			f.Outcomes, f.Rows = append(f.Outcomes, Outcome{row, "e3", "wh_1", true}), append(f.Rows, row)
+			f.Outcomes, f.Rows = append(f.Outcomes, Outcome{Row: row, EventID: "e3", WebhookID: "wh_1", Requested: true}), append(f.Rows, row)
 		}, func(v Verdict) int { return v.Lost }, "did not accept it"},
 		{"two deliveries", func(_ *testing.T, _ *Ledger, f *Facts) {
 			f.Deliveries = append(f.Deliveries, Delivery{"dlv_again", "e2", "wh_1"})
@@ -97,7 +97,18 @@ func TestJudgeFinds(t *testing.T) {
 			f.Outcomes, f.Rows = append(f.Outcomes, again), append(f.Rows, again.Row)
 		}, func(v Verdict) int { return v.Doubled }, "ended twice"},
 		{"row missing", func(_ *testing.T, _ *Ledger, f *Facts) { f.Rows = f.Rows[:1] }, func(v Verdict) int { return v.AuditMissing }, "no row of outcomes 0@1"},
+		{"row that was set aside", func(_ *testing.T, _ *Ledger, f *Facts) { f.Aside = map[Place]bool{{0, 1}: true} }, func(v Verdict) int { return v.AuditExtra }, "has no record"},
 		{"row twice", func(_ *testing.T, _ *Ledger, f *Facts) { f.Rows = append(f.Rows, f.Rows[0]) }, func(v Verdict) int { return v.AuditExtra }, "second one"},
+		{"delivery to a webhook that is gone", func(t *testing.T, l *Ledger, f *Facts) {
+			t.Helper()
+			l.Unsubscribe("/w")
+			l.Gone("/w")
+			l.Sends("e3", "acme", body("e3"))
+			l.Request(request(t, "e3"))
+			row := Row{Offset: 2, DeliveryID: "dlv_e3", Attempt: 1, Result: "delivered"}
+			f.Deliveries = append(f.Deliveries, Delivery{"dlv_e3", "e3", "wh_1"})
+			f.Outcomes, f.Rows = append(f.Outcomes, Outcome{Row: row, EventID: "e3", WebhookID: "wh_1", Requested: true}), append(f.Rows, row)
+		}, func(v Verdict) int { return len(v.Findings) }, "was gone"},
 		{"event missing", func(_ *testing.T, _ *Ledger, f *Facts) { f.Events = f.Events[:1] }, func(v Verdict) int { return v.AuditMissing }, "no row of event e2"},
 		{"event twice", func(_ *testing.T, _ *Ledger, f *Facts) { f.Events = append(f.Events, f.Events[0]) }, func(v Verdict) int { return v.AuditExtra }, "e1 twice"},
 		{"repeat with no kill", func(t *testing.T, l *Ledger, _ *Facts) { t.Helper(); l.Request(request(t, "e2")) }, func(v Verdict) int { return v.Repeated }, "came 2 times"},

@@ -65,8 +65,14 @@ func SharedClickHouse(t testing.TB) *ClickHouse {
 // StartClickHouse starts a server of the test's own, with database postrider.
 func StartClickHouse(t testing.TB) *ClickHouse {
 	t.Helper()
+	return StartClickHouseIn(t, t.TempDir())
+}
+
+// StartClickHouseIn is StartClickHouse, with its data in a folder.
+func StartClickHouseIn(t testing.TB, dir string) *ClickHouse {
+	t.Helper()
 	the(t)
-	c := &ClickHouse{Database: "postrider", cfg: clickHouseConfig(t, t.TempDir())}
+	c := &ClickHouse{Database: "postrider", cfg: clickHouseConfig(t, dir)}
 	c.HTTP, c.Native = c.cfg.HTTPListen, c.cfg.NativeListen
 	t.Cleanup(func() {
 		if c.server != nil {

@@ -128,7 +128,7 @@ func startKafka(t testing.TB, dir string, brokers int, settings []string) *Kafka
 			t.Fatal(err)
 		}
 	}
-	if err := wait(t.Context(), 2*time.Minute, k.Brokers[0].Done(), k.ready(t.Context())); err != nil {
+	if err := wait(t.Context(), 2*time.Minute, k.Brokers[0].Done(), k.ready(t.Context(), inSync)); err != nil {
 		for _, b := range k.Brokers {
 			b.kill()
 			t.Logf("%s wrote, at the end:\n%s", b.name, tail(b.log))
@@ -184,11 +184,30 @@ func (k *Kafka) Addrs() []string {
 // every replica of every topic is in sync.
 func (k *Kafka) WaitReady(t testing.TB, limit time.Duration) {
 	t.Helper()
-	Wait(t, limit, "Kafka", k.ready(t.Context()))
+	Wait(t, limit, "Kafka", k.ready(t.Context(), inSync))
+}
+
+func inSync(p kadm.PartitionDetail) error {
+	if len(p.ISR) != len(p.Replicas) {
+		return fmt.Errorf("replicas of %s/%d in sync: %v of %v", p.Topic, p.Partition, p.ISR, p.Replicas)
+	}
+	return nil
+}
+
+// WaitLed waits until every broker is registered, and every partition has a leader:
+// from then on clients can go on.
+func (k *Kafka) WaitLed(t testing.TB, limit time.Duration) {
+	t.Helper()
+	Wait(t, limit, "leaders", k.ready(t.Context(), func(p kadm.PartitionDetail) error {
+		if p.Leader < 0 {
+			return fmt.Errorf("nobody leads %s/%d", p.Topic, p.Partition)
+		}
+		return nil
+	}))
 }
 
 // ready asks the brokers about themselves, once all of them listen.
-func (k *Kafka) ready(ctx context.Context) func() error {
+func (k *Kafka) ready(ctx context.Context, check func(kadm.PartitionDetail) error) func() error {
 	return func() error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a suspended broker takes connections
 		defer cancel()
@@ -211,14 +230,12 @@ func (k *Kafka) ready(ctx context.Context) func() error {
 		if len(meta.Brokers) != len(k.Brokers) {
 			return fmt.Errorf("registered brokers: got %d, want %d", len(meta.Brokers), len(k.Brokers))
 		}
-		for _, topic := range meta.Topics {
-			for _, p := range topic.Partitions {
-				if len(p.ISR) != len(p.Replicas) {
-					return fmt.Errorf("replicas of %s/%d in sync: %v of %v", topic.Topic, p.Partition, p.ISR, p.Replicas)
-				}
+		meta.Topics.EachPartition(func(p kadm.PartitionDetail) {
+			if err == nil {
+				err = check(p)
 			}
-		}
-		return nil
+		})
+		return err
 	}
 }
 
