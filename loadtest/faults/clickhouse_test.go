@@ -43,16 +43,16 @@ func (w *world) storeAway(away, back func()) {
 	w.progress(500)
 }
 
-// slowStore has each answer of ClickHouse come later: within its clients' timeout at
-// first, and then so much later that an insert's comes after it, which is the third to
-// come: what was inserted is known to nobody.
+// slowStore has each answer of ClickHouse come later: well within its clients' timeout
+// of two seconds at first, and then so much later that three or four of them, which an
+// insert takes, are over it now and then. What was inserted is known to nobody.
 func slowStore(w *world) {
 	w.progress(200)
 	w.proxy.Poison(w.t, "latency", "downstream", map[string]int64{"latency": 300, "jitter": 100})
 	w.pass(pick(8*time.Second, time.Minute))
 	w.proxy.Heal()
 	w.storeAway(func() {
-		w.proxy.Poison(w.t, "latency", "downstream", map[string]int64{"latency": 850, "jitter": 100})
+		w.proxy.Poison(w.t, "latency", "downstream", map[string]int64{"latency": 640, "jitter": 60})
 	}, w.proxy.Heal)
 	late := w.metric(w.sender, "postrider_audit_inserts_total", `result="unknown"`)
 	w.notef("%.0f inserts were answered too late", late)

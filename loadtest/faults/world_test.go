@@ -183,7 +183,7 @@ func (w *world) startBy(by []string, name, binary, instance string, more ...stri
 		"--brokers=" + strings.Join(w.cfg.Brokers, ","), "--topic-prefix=" + w.cfg.TopicPrefix,
 		"--log-format=text", "--instance=" + instance,
 	}
-	audit := []string{"--key-ring=" + keyRing, "--allow-targets=127.0.0.0/8", "--clickhouse=" + w.ch.Native, "--clickhouse-database=" + w.ch.Database}
+	audit := []string{"--key-ring=" + keyRing, "--allow-targets=127.0.0.0/8", "--clickhouse=" + w.store, "--clickhouse-database=" + w.ch.Database}
 	switch name {
 	case "ingest":
 		args = append(append(args, audit...), "--admin-key="+adminKey)
@@ -404,7 +404,7 @@ func (w *world) rows() (rows []ledger.Row) {
 
 func (w *world) events() (rows []ledger.EventRow) {
 	w.t.Helper()
-	for _, f := range w.lines("SELECT event_id, matches FROM events WHERE " + ours) {
+	for _, f := range w.lines("SELECT event_id, ifNull(matches, -1) FROM events WHERE " + ours) {
 		rows = append(rows, ledger.EventRow{ID: f[0], Matches: int(number(w.t, f[1]))})
 	}
 	return rows

@@ -67,6 +67,18 @@ func TestJudgeHealthy(t *testing.T) {
 	}
 }
 
+// third adds a third event, which is called delivered.
+func third(t *testing.T, l *Ledger, f *Facts, answer receiver.Answer) {
+	t.Helper()
+	l.Sends("e3", "acme", body("e3"))
+	r := request(t, "e3")
+	r.Answer = answer
+	l.Request(r)
+	row := Row{Offset: 2, DeliveryID: "dlv_e3", Attempt: 1, Result: "delivered"}
+	f.Deliveries = append(f.Deliveries, Delivery{"dlv_e3", "e3", "wh_1"})
+	f.Outcomes, f.Rows = append(f.Outcomes, Outcome{Row: row, EventID: "e3", WebhookID: "wh_1", Requested: true}), append(f.Rows, row)
+}
+
 // TestJudgeFinds plants one fault each.
 func TestJudgeFinds(t *testing.T) {
 	last := func(f *Facts) *Outcome { return &f.Outcomes[1] }
@@ -80,13 +92,7 @@ func TestJudgeFinds(t *testing.T) {
 		{"no end", func(_ *testing.T, _ *Ledger, f *Facts) { last(f).Result, f.Rows[1].Result = "retry", "retry" }, func(v Verdict) int { return v.Lost }, "has no end"},
 		{"false success", func(t *testing.T, l *Ledger, f *Facts) {
 			t.Helper()
-			l.Sends("e3", "acme", body("e3"))
-			r := request(t, "e3")
-			r.Answer = receiver.Status(http.StatusBadGateway)
-			l.Request(r)
-			row := Row{Offset: 2, DeliveryID: "dlv_e3", Attempt: 1, Result: "delivered"}
-			f.Deliveries = append(f.Deliveries, Delivery{"dlv_e3", "e3", "wh_1"})
-			f.Outcomes, f.Rows = append(f.Outcomes, Outcome{Row: row, EventID: "e3", WebhookID: "wh_1", Requested: true}), append(f.Rows, row)
+			third(t, l, f, receiver.Status(http.StatusBadGateway))
 		}, func(v Verdict) int { return v.Lost }, "did not accept it"},
 		{"two deliveries", func(_ *testing.T, _ *Ledger, f *Facts) {
 			f.Deliveries = append(f.Deliveries, Delivery{"dlv_again", "e2", "wh_1"})
@@ -103,11 +109,7 @@ func TestJudgeFinds(t *testing.T) {
 			t.Helper()
 			l.Unsubscribe("/w")
 			l.Gone("/w")
-			l.Sends("e3", "acme", body("e3"))
-			l.Request(request(t, "e3"))
-			row := Row{Offset: 2, DeliveryID: "dlv_e3", Attempt: 1, Result: "delivered"}
-			f.Deliveries = append(f.Deliveries, Delivery{"dlv_e3", "e3", "wh_1"})
-			f.Outcomes, f.Rows = append(f.Outcomes, Outcome{Row: row, EventID: "e3", WebhookID: "wh_1", Requested: true}), append(f.Rows, row)
+			third(t, l, f, receiver.Status(http.StatusOK))
 		}, func(v Verdict) int { return len(v.Findings) }, "was gone"},
 		{"event missing", func(_ *testing.T, _ *Ledger, f *Facts) { f.Events = f.Events[:1] }, func(v Verdict) int { return v.AuditMissing }, "no row of event e2"},
 		{"event twice", func(_ *testing.T, _ *Ledger, f *Facts) { f.Events = append(f.Events, f.Events[0]) }, func(v Verdict) int { return v.AuditExtra }, "e1 twice"},
