@@ -58,6 +58,28 @@ func TestOldSchemaHoldsTheAudit(t *testing.T) {
 	waitDependency(t, p, "audit", "up", "")
 }
 
+// TestMigratedWhileRunning: a later version's columns come while rows go in, and a
+// binary that knows nothing of them goes on, and starts anew.
+func TestMigratedWhileRunning(t *testing.T) {
+	_, brokers := pipeline.StartKfake(t)
+	w := startWorld(t, brokers, "postrider.", pipeline.SharedClickHouse(t))
+	_, stop := w.startWriter(t)
+	w.produce(t, 1000)
+	w.waitProgress(t)
+	for _, table := range []string{"outcomes", "delivery_states", "event_log", "event_copies", "changes"} {
+		w.produce(t, 1000)
+		w.query(t, "ALTER TABLE {db}."+table+" ADD COLUMN later String DEFAULT 'unknown'")
+	}
+	w.query(t, "INSERT INTO {db}.schema_migrations (version, name) VALUES (1000, 'later')")
+	w.produce(t, 1000)
+	w.waitExact(t, time.Minute)
+	stop()
+	w.startWriter(t)
+	w.produce(t, 1000)
+	w.waitExact(t, time.Minute)
+	w.wantQuery(t, "SELECT DISTINCT later FROM {db}.outcomes", "unknown")
+}
+
 func TestBadRecordGoesToRejected(t *testing.T) {
 	_, brokers := pipeline.StartKfake(t)
 	w := startWorld(t, brokers, "postrider.", pipeline.SharedClickHouse(t))

@@ -26,6 +26,7 @@ func clickHouses() []scenario {
 		{id: "F11c", fault: "ClickHouse slow, then answering after its clients' timeout (toxiproxy)", world: options{ownClickHouse: true, proxied: true}, run: slowStore},
 		{id: "F11d", fault: "ClickHouse's disk full", world: options{clickHouse: startStoreOnTmpfs}, run: storeFull},
 		{id: "F11e", fault: "ClickHouse refuses what is in a row", world: own, run: rowRefused},
+		{id: "F11f", fault: "audit writer frozen between insert and commit, its partitions taken over, then continued", run: lateWriter},
 	}
 }
 
@@ -93,6 +94,23 @@ func rowRefused(w *world) {
 	})
 	w.faultEnded()
 	w.progress(500)
+}
+
+// lateWriter freezes the audit's writer, and with it the sender, for longer than any
+// insert may take: what it then goes on with must be in no table twice.
+func lateWriter(w *world) {
+	w.progress(200)
+	w.rowsInserted()
+	w.sender.Suspend(w.t)
+	w.start("sender", "sender-2").WaitReady(w.t)
+	w.pass(pick(15*time.Second, 10*time.Minute))
+	w.progress(200)
+	w.noteKill()
+	w.sender.Continue(w.t)
+	w.faultEnded()
+	w.backOrGone(w.sender)
+	w.progress(500)
+	w.mayRepeat = aboutToSend
 }
 
 // setAside are the places of outcomes whose rows ClickHouse refused, as rejected has them.

@@ -102,6 +102,9 @@ type service struct {
 	store   *store
 	// clickhouse is ClickHouse itself; audit is what else the audit needs.
 	clickhouse, audit *process.Dependency
+	// entered says that what a killed process of this name had left is out of the
+	// group. Later that is not asked again: two of one name would keep each other out.
+	entered bool
 }
 
 func (s *service) run(ctx context.Context) {
@@ -168,7 +171,11 @@ func (s *service) prepare(ctx context.Context) (map[string][16]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking for topic ids: %w", err)
 	}
-	return ids, kafka.Evict(ctx, client, s.log, s.cfg.Kafka.Topics().AuditGroup, s.clientID())
+	if !s.entered {
+		err = kafka.Evict(ctx, client, s.log, s.cfg.Kafka.Topics().AuditGroup, s.clientID())
+		s.entered = err == nil
+	}
+	return ids, err
 }
 
 func (s *service) clientID() string {
