@@ -25,7 +25,9 @@ func TestMain(m *testing.M) {
 	}
 	// fasthttp's clock is one a process, for its servers' dates. A look-up that was
 	// given up lives on until its nameserver's five seconds are over (package net).
-	pipeline.Main(m, pipeline.NoLeaks(goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1")))
+	// A link of toxiproxy's whose reader has gone may wait for it for ever.
+	pipeline.Main(m, pipeline.NoLeaks(goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")))
 }
 
 // slack is what a loaded machine may need to schedule the end of an attempt.
