@@ -138,7 +138,7 @@ func (b *waiting) stopped(what string, answered time.Time) {
 	late := b.late(answered, b.hook.Path)
 	b.w.notef("%s: %d of %d discarded, the last request %d ms after the answer", what, results["discarded"], b.n, late.Milliseconds())
 	if late > inForce {
-		b.w.problemf("%s: a request came %v after the answer, want at most %v", what, late, inForce)
+		b.w.latef("%s: a request came %v after the answer, want at most %v", what, late, inForce)
 	}
 	if results["discarded"] < b.n/4 {
 		b.w.problemf("%s: %d of %d deliveries waited for the change, want a quarter at least: %v", what, results["discarded"], b.n, results)
@@ -187,7 +187,7 @@ func (b *waiting) signed(what, secret string, overlaps bool, answered time.Time)
 	b.w.notef("%s: %d of %d requests after the answer, %d signed by the old one too, the last signed as before %d ms after the answer",
 		what, after, b.n, both, last.Milliseconds())
 	if last > inForce {
-		b.w.problemf("%s: a request %v after the answer is not signed as it should be, want at most %v", what, last, inForce)
+		b.w.latef("%s: a request %v after the answer is not signed as it should be, want at most %v", what, last, inForce)
 	}
 	if after < b.n/4 {
 		b.w.problemf("%s: %d of %d deliveries waited for the change, want a quarter at least", what, after, b.n)
@@ -209,7 +209,7 @@ func (b *waiting) moved(to string, answered time.Time) {
 	late, moved := b.late(answered, b.hook.Path), b.count(time.Time{}, to)
 	b.w.notef("moved: %d of %d requests at the new URL, the last at the old %d ms after the answer", moved, b.n, late.Milliseconds())
 	if late > inForce {
-		b.w.problemf("moved: a request came to the old URL %v after the answer, want at most %v", late, inForce)
+		b.w.latef("moved: a request came to the old URL %v after the answer, want at most %v", late, inForce)
 	}
 	if moved < b.n/4 {
 		b.w.problemf("moved: %d of %d deliveries waited for the change, want a quarter at least", moved, b.n)
@@ -299,8 +299,8 @@ func (w *world) fanOut() {
 		// Neighbours share what the machine can do with the deliveries of the one event:
 		// for as long as those take, and no longer.
 		calm, during := w.compared(others, fault, quiet)
-		if most := max(times(1.5, calm), fault.to.Sub(fault.from), unfelt()); during > most {
-			w.problemf("neighbours' p99 is %v, and %v without: want at most 1.5 times that, or the %v that the event took", during, calm, fault.to.Sub(fault.from))
+		if most := max(times(1.5, calm), fault.to.Sub(fault.from), unfelt); during > most {
+			w.latef("neighbours' p99 is %v, and %v without: want at most 1.5 times that, or the %v that the event took", during, calm, fault.to.Sub(fault.from))
 		}
 		w.progress(200)
 	}

@@ -89,6 +89,17 @@ func (w *world) problemf(format string, args ...any) {
 	w.t.Error(text)
 }
 
+// latef says that something took longer than it may. The short form shares its machine
+// with whatever else is tested: there it is a note.
+func (w *world) latef(format string, args ...any) {
+	w.t.Helper()
+	if *full {
+		w.problemf(format, args...)
+	} else {
+		w.notef(format, args...)
+	}
+}
+
 func (w *world) notef(format string, args ...any) {
 	w.row.Notes = append(w.row.Notes, fmt.Sprintf(format, args...))
 }
