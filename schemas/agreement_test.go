@@ -69,7 +69,7 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 	webhook := Webhook{
 		ID: exampleWebhook, Organization: "acme", Account: "north", Active: true, Paused: true, ResumedAt: moment(1), URL: "https://example.com/hook",
 		Events: []string{"medical-encounters", "*.removed"}, Description: "encounters", Metadata: map[string]string{"team": "blue"},
-		Format: FormatCloudEvents,
+		Filter: `payload.amount > 100`, Format: FormatCloudEvents,
 		Handling: Handling{
 			TimeoutMS: new(20_000), RetrySchedule: []string{"30s", "1h30m"}, MaxConcurrency: new(4),
 			RateLimit: &RateLimit{Count: 90, Per: "minute"},

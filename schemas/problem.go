@@ -35,6 +35,7 @@ const (
 	CodeInvalidRecord      Code = "invalid_record"      // a record of Postrider's own with missing or broken headers
 	CodeRowRefused         Code = "row_refused"         // ClickHouse takes no row of it: it is missing from the audit alone
 	CodeInvalidTarget      Code = "invalid_target"      // a URL that webhooks may not have
+	CodeInvalidFilter      Code = "invalid_filter"      // an expression that cannot be compiled
 	CodeNotFound           Code = "not_found"           // refers to what is not there
 )
 

@@ -27,6 +27,9 @@ type Webhook struct {
 	Events      []string          `json:"events" validate:"min=1,max=100,unique,dive,pattern"`
 	Description string            `json:"description,omitempty" validate:"max=1000,text"`
 	Metadata    map[string]string `json:"metadata,omitempty" validate:"max=50,dive,keys,min=1,max=64,text,endkeys,max=512,text"`
+	// Filter is an expression that events must pass (package filter); empty: all do.
+	// Whether it can be compiled is looked at when it is made, and when the first event comes to it.
+	Filter string `json:"filter,omitempty" validate:"max=4096"` // MaxFilterLength
 	// Format is that of its requests' bodies; empty: FormatPlain.
 	Format Format `json:"format,omitempty" validate:"format"`
 	Handling
@@ -52,6 +55,9 @@ type Webhook struct {
 	// the settings may be applied.
 	Invalid string `json:"-"`
 }
+
+// MaxFilterLength is how many characters a filter may have.
+const MaxFilterLength = 4096
 
 // SigningKey is a key pair of one webhook. Its private half, the seed of RFC 8032
 // (32 bytes), is sealed under KeyIdentity.

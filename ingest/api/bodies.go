@@ -49,6 +49,7 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		Events       patterns          `json:"events"`
 		Description  string            `json:"description"`
 		Metadata     map[string]string `json:"metadata"`
+		Filter       string            `json:"filter"`
 		Format       schemas.Format    `json:"format"`
 		Headers      []headerBody      `json:"headers"`
 		Auth         *authBody         `json:"auth"`
@@ -56,7 +57,7 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		Secret       *string           `json:"secret"`
 		schemas.Handling
 	}{Active: true}
-	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata", "format", "headers", "auth", "signatures", "secret"}, handlingMembers()...)
+	known := append([]string{"organization", "account", "active", "url", "events", "description", "metadata", "filter", "format", "headers", "auth", "signatures", "secret"}, handlingMembers()...)
 	err = schemas.DecodeStrict(body, &create, known...)
 	if err != nil {
 		return w, nil, err
@@ -76,6 +77,7 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		Events:       create.Events,
 		Description:  create.Description,
 		Metadata:     create.Metadata,
+		Filter:       create.Filter,
 		Format:       create.Format,
 		Handling:     create.Handling,
 		Signatures:   create.Signatures,
@@ -84,7 +86,7 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		CreatedAt:    at,
 		UpdatedAt:    at,
 	}
-	err = joinFields(s.setTarget(&w), s.setHeaders(&w, create.Headers), s.setAuth(&w, create.Auth), secretErr, checkCredentials(&w), schemas.Validate(&w))
+	err = joinFields(s.setTarget(&w), s.setHeaders(&w, create.Headers), s.setAuth(&w, create.Auth), secretErr, checkCredentials(&w), checkFilter(w.Filter), schemas.Validate(&w))
 	if err != nil {
 		return w, nil, err
 	}
@@ -141,7 +143,7 @@ type setter func(*schemas.Webhook) error
 func (s *Server) parsePatch(body []byte) ([]setter, error) {
 	var members map[string]json.RawMessage
 	readOnly := []string{"id", "organization", "account", "state", "disabled_at", "disabled_reason", "failing_since", "public_keys", "revision", "created_at", "updated_at", "secret"}
-	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "format", "headers", "auth", "signatures"}, handlingMembers(), readOnly)
+	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "filter", "format", "headers", "auth", "signatures"}, handlingMembers(), readOnly)
 	if err := schemas.DecodeStrict(body, &members, known...); err != nil {
 		return nil, err
 	}
@@ -205,6 +207,12 @@ func (s *Server) parsePlain(name string, raw json.RawMessage) (func(*schemas.Web
 	case "metadata":
 		metadata, err := member[map[string]removable](name, raw)
 		return func(w *schemas.Webhook) { patchMetadata(w, metadata) }, err
+	case "filter":
+		expression, err := member[string](name, raw)
+		if err == nil {
+			err = checkFilter(expression)
+		}
+		return func(w *schemas.Webhook) { w.Filter = expression }, err
 	case "format":
 		format, err := member[schemas.Format](name, raw)
 		return func(w *schemas.Webhook) { w.Format = format }, err

@@ -51,6 +51,9 @@ var strictMembers = []struct { //nolint:gochecknoglobals // a table
 	{`"signatures":["v1",null]`, schemas.CodeWrongType, "#/signatures/1"},
 	{`"metadata":{"x":7}`, schemas.CodeWrongType, "#/metadata/x"},
 	{`"metadata":{"x":"1","x":"2"}`, schemas.CodeDuplicateField, "#/metadata/x"},
+	{`"filter":"payload."`, schemas.CodeInvalidFilter, "#/filter"},
+	{`"filter":"event"`, schemas.CodeInvalidFilter, "#/filter"},
+	{`"filter":["event"]`, schemas.CodeWrongType, "#/filter"},
 	{`"description":"\ud800"`, schemas.CodeInvalidValue, "#/description"},
 }
 
@@ -66,7 +69,7 @@ func TestNewWebhookIsStrict(t *testing.T) {
 		wantRefusal(t, body, err, c.code, c.pointer)
 	}
 	for _, name := range []string{
-		"account", "active", "description", "metadata", "format", "timeout_ms", "retry_schedule", "max_concurrency",
+		"account", "active", "description", "metadata", "filter", "format", "timeout_ms", "retry_schedule", "max_concurrency",
 		"rate_limit", "success", "final_statuses", "headers", "auth", "signatures", "secret",
 	} {
 		body := `{` + rest + `,"` + name + `":null}`

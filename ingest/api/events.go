@@ -242,7 +242,8 @@ func (s *Server) judge(results []itemResult, errs []error) (good int) {
 			continue
 		}
 		s.countRefusal(err)
-		p := rebase(problemOf(err), i)
+		p := problemOf(err)
+		p.Errors = under(schemas.PointerAt(wholeDocument, i), p.Errors)
 		results[i].Status, results[i].Error = p.Status, &p
 	}
 	s.metrics.events.WithLabelValues(resultAccepted).Add(float64(good))

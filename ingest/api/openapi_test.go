@@ -45,6 +45,8 @@ func TestOpenAPIDescribesAnswers(t *testing.T) {
 		"Delivery":         reflect.TypeFor[deliveries.Delivery](),
 		"DeliveryList":     reflect.TypeFor[list[deliveries.Delivery]](),
 		"Outcome":          reflect.TypeFor[deliveries.Outcome](),
+		"FilterTest":       reflect.TypeFor[filterTest](),
+		"FilterResult":     reflect.TypeFor[filterResult](),
 		"Retry":            reflect.TypeFor[retryBody](),
 		"Job":              reflect.TypeFor[registry.JobView](),
 	} {

@@ -3,7 +3,6 @@ package api
 import (
 	"encoding/json"
 	"errors"
-	"strconv"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -183,13 +182,12 @@ func (s *Server) refuse(c *call, err error) {
 	c.http.SetBody(body)
 }
 
-// rebase puts the pointers of a batch's item under it: #/event becomes #/3/event.
-func rebase(p schemas.Problem, index int) schemas.Problem {
-	fields := make([]schemas.FieldError, len(p.Errors))
-	for i, f := range p.Errors {
-		f.Pointer = "#/" + strconv.Itoa(index) + strings.TrimPrefix(f.Pointer, wholeDocument)
-		fields[i] = f
+// under puts the pointers of a part of a body under its own: of #/3, #/event becomes #/3/event.
+func under(pointer string, fields []schemas.FieldError) []schemas.FieldError {
+	moved := make([]schemas.FieldError, len(fields))
+	for i, f := range fields {
+		f.Pointer = pointer + strings.TrimPrefix(f.Pointer, wholeDocument)
+		moved[i] = f
 	}
-	p.Errors = fields
-	return p
+	return moved
 }

@@ -21,6 +21,7 @@ const (
 	pathWebhooks      = "/v1/webhooks"
 	pathDeliveries    = "/v1/deliveries"
 	pathKeys          = "/v1/keys"
+	pathFilterTest    = "/v1/filters/test"
 	pathOpenAPI       = "/openapi.yaml"
 	pathWebhookKeys   = "/.well-known/webhook-keys"
 
@@ -83,6 +84,8 @@ func (s *Server) endpoints(c *call) []endpoint {
 		return []endpoint{{"deliveries", get, look, s.listDeliveries}}
 	case pathKeys:
 		return []endpoint{{"keys", get, keys, s.listKeys}, {"keys", post, keys, s.postKeys}}
+	case pathFilterTest:
+		return []endpoint{{"filter_test", post, read, s.testFilter}}
 	case pathOpenAPI:
 		return []endpoint{{"openapi", get, scopeNone, s.getOpenAPI}}
 	case pathWebhookKeys:

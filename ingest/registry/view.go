@@ -21,6 +21,7 @@ type WebhookView struct {
 	Events         []string          `json:"events"`
 	Description    string            `json:"description,omitempty"`
 	Metadata       map[string]string `json:"metadata,omitempty"`
+	Filter         string            `json:"filter,omitempty"`
 	Format         schemas.Format    `json:"format,omitempty"`
 	schemas.Handling
 	Headers    []HeaderView `json:"headers,omitempty"`
@@ -108,6 +109,7 @@ func (r *Registry) ViewWebhook(w *schemas.Webhook) WebhookView {
 		Events:         w.Events,
 		Description:    w.Description,
 		Metadata:       w.Metadata,
+		Filter:         w.Filter,
 		Format:         w.Format,
 		Handling:       w.Handling,
 		Headers:        viewHeaders(w.Headers),

@@ -9,11 +9,12 @@ import (
 )
 
 // TestFreshChanges is P4's other half: a change of a webhook that was acknowledged
-// before an event is in force for it. Whoever was deleted, disabled or turned to
-// other events gets no delivery, and who has a new URL gets it there.
+// before an event is in force for it. Whoever was deleted, disabled, turned to
+// other events or given a filter that they do not pass gets no delivery, and who
+// has a new URL gets it there.
 func TestFreshChanges(t *testing.T) {
 	s := start(t)
-	const tries = 400 // 100 of each kind, half by REST, half by Kafka
+	const tries = 400 // 80 of each kind, half by REST, half by Kafka
 	producer := s.client(t, kgo.ProducerLinger(0))
 	changes := []func(id, path string){
 		func(id, _ string) { s.want(t, http.StatusNoContent, http.MethodDelete, "/v1/webhooks/"+id, "") },
@@ -23,11 +24,14 @@ func TestFreshChanges(t *testing.T) {
 		func(id, _ string) {
 			s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+id, `{"events":["other"]}`)
 		},
+		func(id, _ string) {
+			s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+id, `{"filter":"event != 'a.b'"}`)
+		},
 		func(id, path string) {
 			s.want(t, http.StatusOK, http.MethodPatch, "/v1/webhooks/"+id, fmt.Sprintf(`{"url":%q}`, s.receiver.URL(path+"/new")))
 		},
 	}
-	const moved = 3 // the kind that is still to be called
+	const moved = 4 // the kind that is still to be called
 	for i := range tries {
 		organization, path := fmt.Sprintf("o%d", i), fmt.Sprintf("/changed/%d", i)
 		hook := s.subscribe(t, organization, "", path, "a")

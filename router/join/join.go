@@ -73,6 +73,7 @@ type Joiner struct {
 	follower Follower
 	members  []*process.Dependency // by session
 	metrics  *metrics
+	filters  *filters
 	routed   dedup.Log
 
 	client *kgo.Client  // for questions, of all sessions
@@ -85,6 +86,7 @@ func New(cfg Config, t *table.Table, follower Follower, p *process.Process) *Joi
 	j := &Joiner{
 		cfg: cfg, topics: topics, log: p.Log, table: t, follower: follower,
 		metrics: newMetrics(p.Metrics),
+		filters: newFilters(p.Log, p.Metrics),
 		routed: dedup.Log{
 			NewClient: func(opts ...kgo.Opt) (*kgo.Client, error) { return cfg.Kafka.NewClient("router-dedup", opts...) },
 			Topic:     topics.Routed, Logger: p.Log, Age: schemas.DedupWindow,

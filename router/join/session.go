@@ -292,9 +292,11 @@ func (s *session) patternsFor(name string) []string {
 	return patterns
 }
 
-func (s *session) match(e *schemas.Event) []*table.Webhook {
+// match returns the webhooks that get an event, by id, until the next call.
+func (s *session) match(it *item) []*table.Webhook {
+	e := &it.event
 	s.matched = s.joiner.table.Match(s.matched[:0], e.Organization, e.Account, s.patternsFor(e.Name))
-	return s.matched
+	return s.joiner.filters.passing(s.matched, it)
 }
 
 // owns says whether what the session owned is still its own.

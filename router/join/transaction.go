@@ -34,7 +34,7 @@ type transaction struct {
 	eventsID [16]byte
 	limits   limits
 	routedAt time.Time
-	match    func(*schemas.Event) []*table.Webhook // valid until the next call
+	match    func(*item) []*table.Webhook // valid until the next call
 	emit     func(*kgo.Record)
 
 	records, bytes int
@@ -90,7 +90,7 @@ func (t *transaction) route(it *item, to *progress) bool {
 	}
 	rest := to.rest
 	if rest == nil {
-		rest = to.cursor.rest(t.match(&it.event))
+		rest = to.cursor.rest(t.match(it))
 	}
 	written := t.deliver(it, rest)
 	to.cursor.count += written

@@ -70,7 +70,7 @@ func (w *world) transact(b *batch, most limits, commit bool) {
 	var written []*kgo.Record
 	t := &transaction{
 		topics: w.topics, limits: most,
-		match: func(*schemas.Event) []*table.Webhook { return w.webhooks },
+		match: func(*item) []*table.Webhook { return w.webhooks },
 		emit:  func(r *kgo.Record) { written = append(written, r) },
 	}
 	t.fill(b)

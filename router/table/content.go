@@ -16,6 +16,7 @@ type Webhook struct {
 	ID       string
 	Revision int64
 	Format   schemas.Format
+	Filter   string // of package filter; empty: none
 }
 
 // A scope is what a webhook is installed on: an account, or with an empty account the organization itself.
@@ -72,7 +73,7 @@ func (c *content) applyWebhook(r *kgo.Record) error {
 		return nil
 	}
 	e := &entry{
-		Webhook:    &Webhook{ID: w.ID, Revision: w.Revision, Format: w.Format},
+		Webhook:    &Webhook{ID: w.ID, Revision: w.Revision, Format: w.Format, Filter: w.Filter},
 		scope:      scope{w.Organization, w.Account},
 		patterns:   w.Events,
 		active:     w.Active,
