@@ -26,6 +26,8 @@ type Config struct {
 	KeyRing string
 	// AdminKey is the bootstrap key of postrider keys; empty: there is none.
 	AdminKey string
+	// KeyRateLimit bounds the requests of each API key that has no limit of its own, such as 100/second; empty: there is none.
+	KeyRateLimit string
 	// AllowTargets are CIDRs and names that webhooks may call although they are not public.
 	AllowTargets []string
 
@@ -49,9 +51,15 @@ func (c *Config) Register(s *process.Settings) {
 		"keys that seal signing secrets, the first for new ones: one <id>:<base64 of 32 bytes> a line (@FILE reads them from a file)")
 	s.Secret(&c.AdminKey, "admin-key", "",
 		"API key with every scope for all organizations, any text of at least 32 characters; none if empty (@FILE reads it from a file)")
+	s.String(&c.KeyRateLimit, "key-rate-limit", "",
+		"requests that an API key without a limit of its own may make here, such as 100/second or 600/minute; empty: any number. The admin key has no limit")
 	s.Strings(&c.AllowTargets, "allow-targets", nil,
 		"CIDRs of private or loopback addresses, and names, that webhooks may call; plain http is accepted only there")
 	s.Required("key-ring")
+	s.CheckText(&c.KeyRateLimit, "key-rate-limit", func(text string) error {
+		_, err := schemas.ParseRateLimit(text)
+		return err
+	})
 	s.CheckText(&c.KeyRing, "key-ring", schemas.CheckKeyRing)
 	s.Check(func() error {
 		if n := utf8.RuneCountInString(c.AdminKey); n > 0 && n < minAdminKey {

@@ -44,6 +44,10 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 			return err
 		}
 	}
+	keyRate, err := schemas.ParseRateLimit(cfg.KeyRateLimit)
+	if err != nil {
+		return err
+	}
 	clientID := "ingest-" + cfg.Instance
 	rows, err := registry.New(cfg.Kafka, registry.Process{
 		ClientID: clientID, Log: p.Log, Metrics: p.Metrics, Health: p.Health.Dependency("registry", process.Required),
@@ -68,13 +72,14 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 	server := api.New(api.Options{
 		Topics: cfg.Kafka.Topics(), Registry: rows, Publisher: publisher, Audit: audit, Instance: cfg.Instance,
 		Open: watch.open.Load, DeliveriesID: func() [16]byte { return *watch.deliveriesID.Load() },
-		Targets: targets, KeyRing: ring, AdminKey: cfg.AdminKey, OpenAPI: schemas.OpenAPI(),
+		Targets: targets, KeyRing: ring, AdminKey: cfg.AdminKey, KeyRate: keyRate, OpenAPI: schemas.OpenAPI(),
 		Log: p.Log, Metrics: p.Metrics,
 	})
 	p.Log.Info("serving REST", "address", ln.Addr().String())
 	return process.Run(ctx,
 		process.Stage{Name: "registry follower", Run: rows.Follow},
 		process.Stage{Name: "registry writer", Run: rows.Write},
+		process.Stage{Name: "uses of keys", Run: rows.NoteUses},
 		process.Stage{Name: "publisher", Run: publisher.Run},
 		process.Stage{Name: "Kafka watch", Run: watch.run},
 		process.Stage{Name: "audit", Run: auditRun},

@@ -90,7 +90,7 @@ func addWritten(t *testing.T, topics Topics, all map[string]example) {
 
 	key := Key{
 		ID: "key_06bv2qk0q5nn9t1d3o8s2r4g5k", Organization: "acme", Name: "producer", Scopes: []string{ScopeEventsWrite},
-		Hash: strings.Repeat("0a", 32), CreatedAt: moment(0), RevokedAt: moment(9),
+		Hash: strings.Repeat("0a", 32), RateLimit: &RateLimit{Count: 90, Per: "minute"}, CreatedAt: moment(0), LastUsedAt: moment(8), RevokedAt: moment(9),
 	}
 	record, err = key.Record(topics.Keys)
 	add("key", key, record, err)

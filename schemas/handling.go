@@ -1,6 +1,12 @@
 package schemas
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
 
 // Handling is how a webhook's owner wants its target to be served. What is left
 // out has the sender's default; nothing here is zero and yet meant.
@@ -20,8 +26,9 @@ type Handling struct {
 	FinalStatuses []int `json:"final_statuses,omitempty" validate:"max=100,unique,dive,min=300,max=599"`
 }
 
-// RateLimit is a number of attempts per second or minute. They begin evenly spaced:
-// in no second, or minute, do more than Count.
+// RateLimit is a number of attempts of a webhook per second or minute, which begin
+// evenly spaced so that no second, or minute, has more than Count; or of requests of
+// an API key.
 type RateLimit struct {
 	Count int    `json:"count" validate:"min=1,max=10000"`
 	Per   string `json:"per" validate:"oneof=second minute"`
@@ -34,6 +41,23 @@ func (r *RateLimit) Period() time.Duration {
 	}
 	return time.Second
 }
+
+// ParseRateLimit reads a rate as settings have it: 100/second, 600/minute. Empty, there is none: nil.
+func ParseRateLimit(text string) (*RateLimit, error) {
+	if text == "" {
+		return nil, nil //nolint:nilnil // no limit, and no fault
+	}
+	count, per, _ := strings.Cut(text, "/")
+	n, err := strconv.Atoi(count)
+	limit := RateLimit{Count: n, Per: per}
+	if err != nil || Validate(&limit) != nil {
+		return nil, fmt.Errorf("parsing rate %.64q: %w", text, ErrInvalidRate)
+	}
+	return &limit, nil
+}
+
+// ErrInvalidRate is returned for text that is no rate.
+var ErrInvalidRate = errors.New("must be <count>/second or <count>/minute, with a count from 1 to 10,000")
 
 // Values of Handling.Success.
 const (

@@ -39,8 +39,12 @@ type Key struct {
 	Name         string   `json:"name,omitempty" validate:"max=200,text"`
 	Scopes       []string `json:"scopes" validate:"min=1,unique,dive,scope"`
 	// Hash is SHA-256 of the whole key in hexadecimal.
-	Hash      string    `json:"hash" validate:"len=64,hexadecimal"`
-	CreatedAt time.Time `json:"created_at"`
+	Hash string `json:"hash" validate:"len=64,hexadecimal"`
+	// RateLimit bounds its requests, at each ingest; nil: ingest's default.
+	RateLimit *RateLimit `json:"rate_limit,omitempty"`
+	CreatedAt time.Time  `json:"created_at"`
+	// LastUsedAt is at most six minutes behind; zero while it was never used.
+	LastUsedAt time.Time `json:"last_used_at,omitzero"`
 	// RevokedAt is zero while the key is good.
 	RevokedAt time.Time `json:"revoked_at,omitzero"`
 }

@@ -29,9 +29,12 @@ type keyView struct {
 	Organization string    `json:"organization,omitempty"`
 	Name         string    `json:"name,omitempty"`
 	Scopes       []string  `json:"scopes"`
-	CreatedAt    time.Time `json:"created_at"`
-	RevokedAt    time.Time `json:"revoked_at,omitzero"`
-	Key          string    `json:"key,omitempty"` // only in the answer to its creation
+
+	RateLimit  *schemas.RateLimit `json:"rate_limit,omitempty"`
+	CreatedAt  time.Time          `json:"created_at"`
+	LastUsedAt time.Time          `json:"last_used_at,omitzero"`
+	RevokedAt  time.Time          `json:"revoked_at,omitzero"`
+	Key        string             `json:"key,omitempty"` // only in the answer to its creation
 }
 
 type createKey struct {
@@ -39,6 +42,7 @@ type createKey struct {
 	organization string
 	name         string
 	scopes       []string
+	rate         string
 }
 
 // Register implements process.Registrar.
@@ -47,15 +51,25 @@ func (c *createKey) Register(s *process.Settings) {
 	s.String(&c.organization, "organization", "", "whose key it is; empty: one for all organizations")
 	s.String(&c.name, "name", "", "what people call it")
 	s.Strings(&c.scopes, "scopes", []string{schemas.ScopeEventsWrite}, "what it may do: "+strings.Join(schemas.Scopes(), ", "))
+	s.String(&c.rate, "rate-limit", "", "requests it may make at each ingest, such as 100/second or 600/minute; empty: ingest's default")
 	s.Required("scopes")
+	s.CheckText(&c.rate, "rate-limit", func(text string) error {
+		_, err := schemas.ParseRateLimit(text)
+		return err
+	})
 }
 
 func (c *createKey) run(ctx context.Context, t *terminal) error {
+	rate, err := schemas.ParseRateLimit(c.rate)
+	if err != nil {
+		return err //nolint:wrapcheck // told with the settings before
+	}
 	body, err := json.Marshal(struct {
-		Organization string   `json:"organization,omitempty"`
-		Name         string   `json:"name,omitempty"`
-		Scopes       []string `json:"scopes"`
-	}{c.organization, c.name, c.scopes})
+		Organization string             `json:"organization,omitempty"`
+		Name         string             `json:"name,omitempty"`
+		Scopes       []string           `json:"scopes"`
+		RateLimit    *schemas.RateLimit `json:"rate_limit,omitempty"`
+	}{c.organization, c.name, c.scopes, rate})
 	if err != nil {
 		return fmt.Errorf("encoding key: %w", err)
 	}
@@ -98,13 +112,11 @@ func (l *listKeys) run(ctx context.Context, t *terminal) error {
 	}
 	rows := make([][]string, 0, len(keys))
 	for _, k := range keys {
-		revoked := ""
-		if !k.RevokedAt.IsZero() {
-			revoked = k.RevokedAt.Format(time.RFC3339)
-		}
-		rows = append(rows, []string{k.ID, orAll(k.Organization), k.Name, strings.Join(k.Scopes, ","), k.CreatedAt.Format(time.RFC3339), revoked})
+		rows = append(rows, []string{
+			k.ID, orAll(k.Organization), k.Name, strings.Join(k.Scopes, ","), rateText(k.RateLimit), moment(k.CreatedAt), moment(k.LastUsedAt), moment(k.RevokedAt),
+		})
 	}
-	return t.showTable([]string{"ID", "ORGANIZATION", "NAME", "SCOPES", "CREATED", "REVOKED"}, rows)
+	return t.showTable([]string{"ID", "ORGANIZATION", "NAME", "SCOPES", "RATE LIMIT", "CREATED", "LAST USED", "REVOKED"}, rows)
 }
 
 type revokeKey struct {
@@ -133,6 +145,21 @@ func (r *revokeKey) run(ctx context.Context, t *terminal) error {
 		return t.showJSON(map[string]string{"id": id})
 	}
 	return t.showLine("Key %s is revoked.", id)
+}
+
+func rateText(limit *schemas.RateLimit) string {
+	if limit == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d/%s", limit.Count, limit.Per)
+}
+
+// moment is a time for people; nothing where there is none.
+func moment(at time.Time) string {
+	if at.IsZero() {
+		return ""
+	}
+	return at.Format(time.RFC3339)
 }
 
 func orAll(organization string) string {

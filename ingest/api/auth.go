@@ -34,6 +34,7 @@ type principal struct {
 	id           string // the key's, or "admin"
 	organization string // empty: all
 	scopes       []string
+	limit        *schemas.RateLimit // its own; nil: the default
 }
 
 func (p principal) may(scope string) bool { return slices.Contains(p.scopes, scope) }
@@ -91,7 +92,8 @@ func (s *Server) authenticate(ctx context.Context, c *call) (principal, error) {
 	if subtle.ConstantTimeCompare([]byte(hashOf(sum)), []byte(key.Hash)) != 1 || !key.RevokedAt.IsZero() {
 		return principal{}, unknown
 	}
-	return principal{id: key.ID, organization: key.Organization, scopes: key.Scopes}, nil
+	s.Registry.Used(key.ID)
+	return principal{id: key.ID, organization: key.Organization, scopes: key.Scopes, limit: key.RateLimit}, nil
 }
 
 // newToken returns a fresh API key for the record with this id, and its hash.

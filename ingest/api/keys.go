@@ -65,11 +65,12 @@ func (s *Server) postKeys(ctx context.Context, c *call) error {
 // neither another organization, nor a scope beyond their own.
 func newKey(who principal, body []byte) (k schemas.Key, token string, err error) {
 	var create struct {
-		Organization *string  `json:"organization"`
-		Name         string   `json:"name"`
-		Scopes       []string `json:"scopes"`
+		Organization *string            `json:"organization"`
+		Name         string             `json:"name"`
+		Scopes       []string           `json:"scopes"`
+		RateLimit    *schemas.RateLimit `json:"rate_limit"`
 	}
-	if err := schemas.DecodeStrict(body, &create, "organization", "name", "scopes"); err != nil {
+	if err := schemas.DecodeStrict(body, &create, "organization", "name", "scopes", "rate_limit"); err != nil {
 		return schemas.Key{}, "", err
 	}
 	if o := create.Organization; o != nil && *o == "" { // a mistake, of which a key for all would come
@@ -84,6 +85,7 @@ func newKey(who principal, body []byte) (k schemas.Key, token string, err error)
 		Organization: organization,
 		Name:         create.Name,
 		Scopes:       create.Scopes,
+		RateLimit:    create.RateLimit,
 		CreatedAt:    now(),
 	}
 	token, k.Hash = newToken(k.ID)
@@ -99,6 +101,20 @@ func newKey(who principal, body []byte) (k schemas.Key, token string, err error)
 		}
 	}
 	return k, token, nil
+}
+
+func (s *Server) getKey(ctx context.Context, c *call) error {
+	if err := s.Registry.Fresh(ctx); err != nil {
+		return err
+	}
+	k, err := s.Registry.Key(ctx, c.id)
+	if err != nil {
+		return err
+	}
+	if !c.who.sees(k.Organization) {
+		return registry.ErrNotFound
+	}
+	return c.answer(fasthttp.StatusOK, registry.ViewKey(k))
 }
 
 // deleteKey revokes a key. Its record stays, so that changes can be read.

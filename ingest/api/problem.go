@@ -31,6 +31,7 @@ const (
 	codeJobRunning       schemas.Code = "job_running"
 	codeJobEnded         schemas.Code = "job_ended"
 	codeInvalidWebhook   schemas.Code = "invalid_webhook"
+	codeRateLimited      schemas.Code = "rate_limited"
 	codeUnavailable      schemas.Code = "unavailable"
 	codeUnknownEnd       schemas.Code = "outcome_unknown"
 	codeInternal         schemas.Code = "internal"

@@ -125,7 +125,7 @@ func (s *Server) endpoints(c *call) []endpoint {
 	}
 	if id, ok := strings.CutPrefix(path, pathKeys+"/"); ok && id != "" && !strings.Contains(id, "/") {
 		c.id = id
-		return []endpoint{{"key", remove, keys, s.deleteKey}}
+		return []endpoint{{"key", get, keys, s.getKey}, {"key", remove, keys, s.deleteKey}}
 	}
 	return nil
 }

@@ -66,6 +66,8 @@ type Options struct {
 	KeyRing schemas.KeyRing
 	// AdminKey is the bootstrap key; empty: there is none.
 	AdminKey string
+	// KeyRate is of keys that have no limit of their own; nil: they have none.
+	KeyRate *schemas.RateLimit
 	// OpenAPI is served at /openapi.yaml.
 	OpenAPI []byte
 	Log     *slog.Logger
@@ -77,6 +79,8 @@ type Server struct {
 	Options
 	admin   *[sha256.Size]byte // of the admin key, which is not kept itself
 	metrics metrics
+
+	limiters *limiters
 }
 
 type metrics struct {
@@ -87,7 +91,7 @@ type metrics struct {
 
 // New returns a server for Serve to run.
 func New(o Options) *Server {
-	s := &Server{Options: o}
+	s := &Server{Options: o, limiters: newLimiters(o.KeyRate)}
 	if o.AdminKey != "" {
 		sum := sha256.Sum256([]byte(o.AdminKey))
 		s.admin, s.AdminKey = &sum, ""
@@ -203,7 +207,11 @@ func (s *Server) serve(ctx context.Context, c *call, e endpoint) error {
 		if err != nil {
 			return err
 		}
-		if c.who = who; !who.may(e.scope) {
+		c.who = who
+		if err := s.limit(c); err != nil {
+			return err
+		}
+		if !who.may(e.scope) {
 			return &requestError{
 				status: fasthttp.StatusForbidden, code: codeScopeMissing,
 				detail: "this needs a key with the scope " + e.scope,

@@ -3,8 +3,9 @@
 // whole; there is no further database. What a change must look like is its
 // callers' to say.
 //
-// Follow and Write are its two goroutines: one applies what the topics say, the
-// other is the fenced writer, of which one replica at a time is the true one.
+// Follow, Write and NoteUses are its goroutines: one applies what the topics say, one
+// is the fenced writer, of which one replica at a time is the true one, and one has
+// it written when keys were last used.
 package registry
 
 import (
@@ -73,6 +74,7 @@ type Registry struct {
 	health  kafka.Reporter
 	writes  chan *write
 	watched atomic.Pointer[sighting]
+	uses    uses // of keys, here
 
 	badRecords prometheus.Counter
 	takeovers  prometheus.Counter

@@ -134,12 +134,15 @@ func (r *Registry) ViewWebhook(w *schemas.Webhook) WebhookView {
 
 // KeyView is an API key as the API shows it and as changes keep it: without its hash.
 type KeyView struct {
-	ID           string    `json:"id"`
-	Organization string    `json:"organization,omitempty"`
-	Name         string    `json:"name,omitempty"`
-	Scopes       []string  `json:"scopes"`
-	CreatedAt    time.Time `json:"created_at"`
-	RevokedAt    time.Time `json:"revoked_at,omitzero"`
+	ID           string   `json:"id"`
+	Organization string   `json:"organization,omitempty"`
+	Name         string   `json:"name,omitempty"`
+	Scopes       []string `json:"scopes"`
+	// RateLimit is its own; nil: ingest's default.
+	RateLimit  *schemas.RateLimit `json:"rate_limit,omitempty"`
+	CreatedAt  time.Time          `json:"created_at"`
+	LastUsedAt time.Time          `json:"last_used_at,omitzero"` // at most six minutes behind
+	RevokedAt  time.Time          `json:"revoked_at,omitzero"`
 }
 
 // ViewKey returns what may be shown of an API key.
@@ -149,7 +152,9 @@ func ViewKey(k *schemas.Key) KeyView {
 		Organization: k.Organization,
 		Name:         k.Name,
 		Scopes:       k.Scopes,
+		RateLimit:    k.RateLimit,
 		CreatedAt:    k.CreatedAt,
+		LastUsedAt:   k.LastUsedAt,
 		RevokedAt:    k.RevokedAt,
 	}
 }
