@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -61,19 +62,42 @@ func EventIDAt(topicID [16]byte, partition int32, offset int64) string {
 	return eventPrefix + idEncoding.EncodeToString(sum[:16])
 }
 
+// EventIDOf returns the id of an event that came without one under an idempotency
+// key: a function of its organization, the key and its number in the batch, so that
+// a repeat is known by it (P3).
+func EventIDOf(organization, key string, item int) string {
+	return eventPrefix + idOf("event", organization, key, strconv.Itoa(item))
+}
+
+// WebhookIDOf returns the id of a webhook that was made under an idempotency key.
+func WebhookIDOf(organization, key string) string {
+	return webhookPrefix + idOf("webhook", organization, key)
+}
+
 // MessageID returns what a receiver sees as webhook-id: a function of the
 // organization, event and webhook, so the same over attempts, crashes and replays.
 func MessageID(organization, eventID, webhookID string) string {
+	return messagePrefix + idOf(organization, eventID, webhookID)
+}
+
+// idOf returns 26 characters that are a function of texts.
+func idOf(texts ...string) string {
+	sum := Digest(texts...)
+	return idEncoding.EncodeToString(sum[:16])
+}
+
+// Digest returns the SHA-256 of texts, each behind its length: ("ab", "c") and
+// ("a", "bc") do not meet.
+func Digest(texts ...string) (sum [sha256.Size]byte) {
 	h := sha256.New()
-	for _, s := range [...]string{organization, eventID, webhookID} {
-		// Lengths first: ("ab", "c") and ("a", "bc") must not meet.
+	for _, s := range texts {
 		var n [8]byte
 		binary.BigEndian.PutUint64(n[:], uint64(len(s)))
 		h.Write(n[:])
 		h.Write([]byte(s))
 	}
-	var sum [sha256.Size]byte
-	return messagePrefix + idEncoding.EncodeToString(h.Sum(sum[:0])[:16])
+	h.Sum(sum[:0])
+	return sum
 }
 
 // DeliveryID names a delivery by its place in the deliveries topic. Writing

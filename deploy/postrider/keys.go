@@ -25,10 +25,10 @@ func keysCommand() *cobra.Command {
 
 // keyView is a key as the API shows it.
 type keyView struct {
-	ID           string    `json:"id"`
-	Organization string    `json:"organization,omitempty"`
-	Name         string    `json:"name,omitempty"`
-	Scopes       []string  `json:"scopes"`
+	ID           string   `json:"id"`
+	Organization string   `json:"organization,omitempty"`
+	Name         string   `json:"name,omitempty"`
+	Scopes       []string `json:"scopes"`
 
 	RateLimit  *schemas.RateLimit `json:"rate_limit,omitempty"`
 	CreatedAt  time.Time          `json:"created_at"`

@@ -39,8 +39,9 @@ type removable struct{ text *string }
 // UnmarshalJSON reads either.
 func (r *removable) UnmarshalJSON(b []byte) error { return json.Unmarshal(b, &r.text) }
 
-// newWebhook reads the body that creates a webhook, and returns the secret it signs with, too.
-func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secret []byte, err error) {
+// newWebhook reads the body that creates a webhook, and returns the secret it signs
+// with, too. Of an idempotency key that is not empty the id is made.
+func (s *Server) newWebhook(who principal, body []byte, key string) (w schemas.Webhook, secret []byte, err error) {
 	create := struct {
 		Organization string            `json:"organization"`
 		Account      string            `json:"account"`
@@ -67,9 +68,12 @@ func (s *Server) newWebhook(who principal, body []byte) (w schemas.Webhook, secr
 		return w, nil, err
 	}
 	secret, secretErr := secretOf(create.Secret)
-	at := now()
+	at, id := now(), schemas.NewWebhookID()
+	if key != "" {
+		id = schemas.WebhookIDOf(organization, key)
+	}
 	w = schemas.Webhook{
-		ID:           schemas.NewWebhookID(),
+		ID:           id,
 		Organization: organization,
 		Account:      create.Account,
 		Active:       create.Active,

@@ -60,12 +60,12 @@ var strictMembers = []struct { //nolint:gochecknoglobals // a table
 func TestNewWebhookIsStrict(t *testing.T) {
 	s := bodiesServer(t)
 	const rest = `"organization":"acme","url":"https://example.com","events":"a"`
-	if w, _, err := s.newWebhook(principal{}, []byte(`{`+rest+`}`)); err != nil || !w.Active {
+	if w, _, err := s.newWebhook(principal{}, []byte(`{`+rest+`}`), ""); err != nil || !w.Active {
 		t.Fatalf("got %+v, %v, want an active webhook", w, err)
 	}
 	for _, c := range strictMembers {
 		body := `{` + rest + `,` + c.member + `}`
-		_, _, err := s.newWebhook(principal{}, []byte(body))
+		_, _, err := s.newWebhook(principal{}, []byte(body), "")
 		wantRefusal(t, body, err, c.code, c.pointer)
 	}
 	for _, name := range []string{
@@ -73,7 +73,7 @@ func TestNewWebhookIsStrict(t *testing.T) {
 		"rate_limit", "success", "final_statuses", "headers", "auth", "signatures", "secret",
 	} {
 		body := `{` + rest + `,"` + name + `":null}`
-		_, _, err := s.newWebhook(principal{}, []byte(body))
+		_, _, err := s.newWebhook(principal{}, []byte(body), "")
 		wantRefusal(t, body, err, schemas.CodeWrongType, "#/"+name)
 	}
 	for body, pointer := range map[string]string{
@@ -82,7 +82,7 @@ func TestNewWebhookIsStrict(t *testing.T) {
 		`{"organization":"acme","url":"https://example.com","events":null}`: "#/events",
 		`{` + rest + `,"metadata":{"x":null}}`:                              "#/metadata/x",
 	} {
-		_, _, err := s.newWebhook(principal{organization: "acme"}, []byte(body))
+		_, _, err := s.newWebhook(principal{organization: "acme"}, []byte(body), "")
 		wantRefusal(t, body, err, schemas.CodeWrongType, pointer)
 	}
 }

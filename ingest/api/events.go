@@ -28,6 +28,7 @@ const (
 type form struct {
 	batch  bool
 	name   string // JSON Pointer of the event's name
+	key    string // Idempotency-Key, of which ids are made; empty: they are made up
 	decode func(data []byte) (schemas.Event, error)
 }
 
@@ -53,10 +54,26 @@ func (s *Server) postEvents(ctx context.Context, c *call) error {
 		return err
 	}
 	f, err := formOf(&c.http.Request.Header, body)
+	if err == nil {
+		f.key, err = c.idempotencyKey()
+	}
+	var end func(stored bool)
+	if err == nil {
+		end, err = s.repeats.begin(c, f.key, body)
+	}
 	if err != nil {
 		s.countRefusal(err)
 		return err
 	}
+	stored := true // also where this ends in a panic: nobody knows then
+	defer func() { end(stored) }()
+	if err = s.acceptEvents(ctx, c, body, f); err != nil {
+		stored = unknownEnd(err)
+	}
+	return err
+}
+
+func (s *Server) acceptEvents(ctx context.Context, c *call, body []byte, f form) error {
 	if f.batch {
 		return s.acceptBatch(ctx, c, body, f)
 	}
@@ -150,7 +167,7 @@ func unquote(value string) string {
 
 // accept makes one event durable and returns its id.
 func (s *Server) accept(ctx context.Context, who principal, body []byte, f form) (id string, err error) {
-	e, err := admit(who, body, f)
+	e, err := admit(who, body, f, 0)
 	if err != nil {
 		return "", err
 	}
@@ -160,9 +177,9 @@ func (s *Server) accept(ctx context.Context, who principal, body []byte, f form)
 	return e.ID, nil
 }
 
-// admit decodes one event and decides whether who may send it. The event
-// aliases body. With an error, its id is what could be made out.
-func admit(who principal, body []byte, f form) (schemas.Event, error) {
+// admit decodes one event, the item of that number, and decides whether who may
+// send it. The event aliases body. With an error, its id is what could be made out.
+func admit(who principal, body []byte, f form, item int) (schemas.Event, error) {
 	if len(body) > maxSingleBytes {
 		return schemas.Event{}, tooLarge()
 	}
@@ -179,8 +196,12 @@ func admit(who principal, body []byte, f form) (schemas.Event, error) {
 	case schemas.OperationalName(e.Name):
 		return e, schemas.Invalid(schemas.CodeReservedName, f.name, "the services webhook and delivery are Postrider's own")
 	}
-	if e.ID == "" {
+	switch {
+	case e.ID != "":
+	case f.key == "":
 		e.ID = schemas.NewEventID()
+	default:
+		e.ID = schemas.EventIDOf(e.Organization, f.key, item)
 	}
 	return e, nil
 }
@@ -215,7 +236,7 @@ func (s *Server) acceptBatch(ctx context.Context, c *call, body []byte, f form) 
 	at := make([]int, 0, len(items)) // of each record among the items
 	for i, item := range items {
 		var e schemas.Event
-		e, errs[i] = admit(c.who, item, f)
+		e, errs[i] = admit(c.who, item, f, i)
 		results[i].ID = e.ID
 		if errs[i] == nil {
 			records = append(records, e.Record(s.Topics.Events))

@@ -60,7 +60,7 @@ func sample(who principal, body []byte) (*filter.Filter, schemas.Event, error) {
 	var e schemas.Event
 	eventErr := error(schemas.Invalid(schemas.CodeRequired, pointerEvent, "missing: the event that the filter is tried on"))
 	if test.Event != nil {
-		e, eventErr = admit(who, test.Event, form{name: "#/event", decode: schemas.DecodePlainEvent})
+		e, eventErr = admit(who, test.Event, form{name: "#/event", decode: schemas.DecodePlainEvent}, 0)
 		if invalid, ok := errors.AsType[*schemas.ValidationError](eventErr); ok {
 			eventErr = &schemas.ValidationError{Fields: under(pointerEvent, invalid.Fields)}
 		}

@@ -31,6 +31,8 @@ const (
 	codeJobRunning       schemas.Code = "job_running"
 	codeJobEnded         schemas.Code = "job_ended"
 	codeInvalidWebhook   schemas.Code = "invalid_webhook"
+	codeKeyReused        schemas.Code = "idempotency_key_reused"
+	codeKeyRunning       schemas.Code = "idempotency_key_running"
 	codeRateLimited      schemas.Code = "rate_limited"
 	codeUnavailable      schemas.Code = "unavailable"
 	codeUnknownEnd       schemas.Code = "outcome_unknown"

@@ -150,19 +150,6 @@ func (c *call) requestID() string {
 	return c.rid
 }
 
-// body returns a copy of the body: publish and the registry keep it past the
-// answer, when fasthttp has given its memory to another request.
-func (c *call) body() ([]byte, error) {
-	encoding := string(c.http.Request.Header.ContentEncoding())
-	if encoding != "" && !strings.EqualFold(encoding, "identity") {
-		return nil, &requestError{
-			status: fasthttp.StatusUnsupportedMediaType, code: schemas.CodeUnsupportedContent,
-			detail: "a body comes without content encoding",
-		}
-	}
-	return bytes.Clone(c.http.PostBody()), nil
-}
-
 // jsonBody returns a copy of a body that says it is JSON.
 func (c *call) jsonBody() ([]byte, error) {
 	if contentType := string(c.http.Request.Header.ContentType()); contentType != "" && !schemas.IsJSON(contentType) {

@@ -81,6 +81,7 @@ type Server struct {
 	metrics metrics
 
 	limiters *limiters
+	repeats  *repeats
 }
 
 type metrics struct {
@@ -91,7 +92,7 @@ type metrics struct {
 
 // New returns a server for Serve to run.
 func New(o Options) *Server {
-	s := &Server{Options: o, limiters: newLimiters(o.KeyRate)}
+	s := &Server{Options: o, limiters: newLimiters(o.KeyRate), repeats: newRepeats()}
 	if o.AdminKey != "" {
 		sum := sha256.Sum256([]byte(o.AdminKey))
 		s.admin, s.AdminKey = &sum, ""

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -45,23 +46,62 @@ func (s *Server) postWebhooks(ctx context.Context, c *call) error {
 	return s.createWebhook(ctx, c, body)
 }
 
-func (s *Server) createWebhook(ctx context.Context, c *call, body []byte) error {
-	w, secret, err := s.newWebhook(c.who, body)
+func (s *Server) createWebhook(ctx context.Context, c *call, body []byte) (err error) {
+	key, err := c.idempotencyKey()
 	if err != nil {
 		return err
 	}
+	end, err := s.repeats.begin(c, key, body)
+	if err != nil {
+		return err
+	}
+	stored := true // also where this ends in a panic: nobody knows then
+	defer func() { end(stored) }()
+	if err = s.create(ctx, c, body, key); err != nil {
+		stored = unknownEnd(err)
+	}
+	return err
+}
+
+func (s *Server) create(ctx context.Context, c *call, body []byte, key string) error {
+	w, secret, err := s.newWebhook(c.who, body, key)
+	if err != nil {
+		return err
+	}
+	existed := false
 	made, err := s.Registry.ChangeWebhook(ctx, c.actor(), "created", w.ID, func(old *schemas.Webhook) (*schemas.Webhook, error) {
-		if old != nil {
+		switch existed = old != nil; {
+		case !existed:
+			return &w, nil
+		case key == "":
 			return nil, errors.New("BUG: a new webhook's id is taken")
+		default:
+			return old, s.repeated(old, &w)
 		}
-		return &w, nil
 	})
+	if err == nil && existed { // its secret is the one that was told
+		secret, err = s.KeyRing.Open(made.SecretIdentity(), made.Secrets[0])
+	}
 	if err != nil {
 		return err
 	}
 	c.http.Response.Header.Set(fasthttp.HeaderLocation, pathWebhooks+"/"+made.ID)
 	c.setETag(made.Revision)
 	return c.answer(fasthttp.StatusCreated, webhookCreated{s.Registry.ViewWebhook(&made), schemas.FormatSecret(secret)})
+}
+
+// repeated says whether a webhook is what a repeated request asks for, as it was
+// made a short while ago: then the answer is given once more, with the secret.
+func (s *Server) repeated(made, asked *schemas.Webhook) error {
+	was, now := s.Registry.ViewWebhook(made), s.Registry.ViewWebhook(asked)
+	was.CreatedAt, was.UpdatedAt, was.PublicKeys = now.CreatedAt, now.UpdatedAt, now.PublicKeys
+	if !reflect.DeepEqual(was, now) || asked.CreatedAt.Sub(made.CreatedAt) > rememberFor {
+		return &requestError{
+			status: fasthttp.StatusUnprocessableEntity, code: codeKeyReused,
+			detail: "a webhook was made under this Idempotency-Key, by another request, or more than " + rememberFor.String() + " ago, or it was changed since",
+		}
+	}
+	return nil
 }
 
 func (s *Server) listWebhooks(ctx context.Context, c *call) error {
