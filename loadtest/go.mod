@@ -21,6 +21,8 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
+require pgregory.net/rapid v1.3.0
+
 require (
 	buf.build/gen/go/gogo/protobuf/protocolbuffers/go v1.36.11-20240617172848-e1dbca2775a7.1 // indirect
 	buf.build/gen/go/prometheus/prometheus/protocolbuffers/go v1.36.11-20251118093737-4105057cc7d4.1 // indirect

@@ -146,7 +146,7 @@ type setter func(*schemas.Webhook) error
 // null takes a member away, where there can be none.
 func (s *Server) parsePatch(body []byte) ([]setter, error) {
 	var members map[string]json.RawMessage
-	readOnly := []string{"id", "organization", "account", "state", "disabled_at", "disabled_reason", "failing_since", "public_keys", "revision", "created_at", "updated_at", "secret"}
+	readOnly := []string{"id", "organization", "account", "state", "disabled_at", "disabled_reason", "failing_since", "public_keys", "generation", "revision", "created_at", "updated_at", "secret"}
 	known := slices.Concat([]string{"active", "url", "events", "description", "metadata", "filter", "format", "headers", "auth", "signatures"}, handlingMembers(), readOnly)
 	if err := schemas.DecodeStrict(body, &members, known...); err != nil {
 		return nil, err

@@ -28,6 +28,7 @@ type WebhookView struct {
 	Auth       *AuthView    `json:"auth,omitempty"`
 	Signatures []string     `json:"signatures,omitempty"`
 	PublicKeys []PublicKey  `json:"public_keys,omitempty"` // of v1a, newest first
+	Generation int64        `json:"generation"`            // grows each time it is enabled
 	Revision   int64        `json:"revision"`
 	CreatedAt  time.Time    `json:"created_at"`
 	UpdatedAt  time.Time    `json:"updated_at"`
@@ -116,6 +117,7 @@ func (r *Registry) ViewWebhook(w *schemas.Webhook) WebhookView {
 		Auth:           viewAuth(w.Auth),
 		Signatures:     w.Signatures,
 		PublicKeys:     PublicKeys(w),
+		Generation:     w.Generation,
 		Revision:       w.Revision,
 		CreatedAt:      w.CreatedAt,
 		UpdatedAt:      w.UpdatedAt,

@@ -125,6 +125,7 @@ func (s *system) testGone(t *testing.T, w watcher) {
 		t.Errorf("%d requests, the second of event %s, want that of %s", len(requests), got, id)
 	}
 	w.waitTold(t, hook.ID, "webhook.enabled", anyPayload)
+	s.waitQuery(t, `SELECT min(generation), max(generation) FROM postrider.webhooks WHERE webhook_id = '`+hook.ID+`'`, "1\t2")
 }
 
 func (s *system) testTold(t *testing.T, w watcher) {
