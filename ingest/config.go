@@ -28,6 +28,8 @@ type Config struct {
 	AdminKey string
 	// KeyRateLimit bounds the requests of each API key that has no limit of its own, such as 100/second; empty: there is none.
 	KeyRateLimit string
+	// MaxWebhooks bounds the webhooks that an organization's own keys may make; 0: they may make any number.
+	MaxWebhooks int
 	// AllowTargets are CIDRs and names that webhooks may call although they are not public.
 	AllowTargets []string
 
@@ -53,9 +55,16 @@ func (c *Config) Register(s *process.Settings) {
 		"API key with every scope for all organizations, any text of at least 32 characters; none if empty (@FILE reads it from a file)")
 	s.String(&c.KeyRateLimit, "key-rate-limit", "",
 		"requests that an API key without a limit of its own may make here, such as 100/second or 600/minute; empty: any number. The admin key has no limit")
+	s.Int(&c.MaxWebhooks, "max-webhooks", 0, "webhooks that an organization may have, as far as its own keys make them; 0: any number")
 	s.Strings(&c.AllowTargets, "allow-targets", nil,
 		"CIDRs of private or loopback addresses, and names, that webhooks may call; plain http is accepted only there")
 	s.Required("key-ring")
+	s.Check(func() error {
+		if c.MaxWebhooks < 0 {
+			return s.Invalid("max-webhooks", "0 or more")
+		}
+		return nil
+	})
 	s.CheckText(&c.KeyRateLimit, "key-rate-limit", func(text string) error {
 		_, err := schemas.ParseRateLimit(text)
 		return err

@@ -51,6 +51,7 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 	clientID := "ingest-" + cfg.Instance
 	rows, err := registry.New(cfg.Kafka, registry.Process{
 		ClientID: clientID, Log: p.Log, Metrics: p.Metrics, Health: p.Health.Dependency("registry", process.Required),
+		MaxWebhooks: cfg.MaxWebhooks,
 	})
 	if err != nil {
 		return err

@@ -42,6 +42,9 @@ type fixture struct {
 	// audit stands for ClickHouse; nil: clickHouse is asked.
 	audit      *fakeAudit
 	clickHouse clickhouse.Config
+
+	maxWebhooks int
+	keyRate     string
 }
 
 // replica is one ingest, called over HTTP.
@@ -99,6 +102,7 @@ func (f *fixture) startReplica(t *testing.T, name string) *replica {
 	cfg := ingest.Config{
 		Kafka: f.cfg, Instance: name, KeyRing: f.keyRing, AdminKey: adminKey,
 		AllowTargets: []string{"127.0.0.0/8"}, Listener: ln, ClickHouse: f.clickHouse,
+		MaxWebhooks: f.maxWebhooks, KeyRateLimit: f.keyRate,
 	}
 	if f.audit != nil {
 		cfg.Audit = f.audit

@@ -24,6 +24,7 @@ const (
 	codeReadOnly         schemas.Code = "read_only"
 	codeInvalidParameter schemas.Code = "invalid_parameter"
 	codeRevisionMismatch schemas.Code = "revision_mismatch"
+	codeTooManyWebhooks  schemas.Code = "too_many_webhooks"
 	codeTooManySecrets   schemas.Code = "too_many_secrets"
 	codeNotEnded         schemas.Code = "not_ended"
 	codeWebhookDeleted   schemas.Code = "webhook_deleted"
@@ -113,6 +114,8 @@ func problemOf(err error) schemas.Problem {
 		return problem(request.status, request.detail, schemas.FieldError{Code: request.code, Pointer: pointer, Detail: request.detail})
 	case errors.Is(err, registry.ErrNotFound), errors.Is(err, deliveries.ErrNotFound):
 		return whole(fasthttp.StatusNotFound, schemas.CodeNotFound, "there is no such thing here")
+	case errors.Is(err, registry.ErrTooMany):
+		return whole(fasthttp.StatusUnprocessableEntity, codeTooManyWebhooks, "this organization has as many webhooks as it may: delete one, or ask the operator")
 	case errors.Is(err, registry.ErrJobRunning):
 		return whole(fasthttp.StatusConflict, codeJobRunning, "a job of this webhook is running: wait for its end, or cancel it")
 	case errors.Is(err, deliveries.ErrUnavailable):

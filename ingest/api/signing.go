@@ -154,7 +154,7 @@ func (s *Server) getWebhookKeys(ctx context.Context, c *call) error {
 		answer.Keys = append(answer.Keys, registry.PublicKeys(w)...)
 		return c.answer(fasthttp.StatusOK, answer)
 	}
-	rows, more, err := s.Registry.Webhooks("", after, limit)
+	rows, more, err := s.Registry.Webhooks("", after, limit, nil)
 	if err != nil {
 		return err
 	}

@@ -112,7 +112,11 @@ func (s *Server) listWebhooks(ctx context.Context, c *call) error {
 	if err := s.Registry.Fresh(ctx); err != nil {
 		return err
 	}
-	rows, more, err := s.Registry.Webhooks(organization, after, limit)
+	keep, err := s.webhookQuery(c.http.QueryArgs())
+	if err != nil {
+		return err
+	}
+	rows, more, err := s.Registry.Webhooks(organization, after, limit, keep)
 	if err != nil {
 		return err
 	}

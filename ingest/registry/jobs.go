@@ -16,7 +16,7 @@ func (r *Registry) Job(ctx context.Context, id string) (*schemas.Job, error) {
 
 // Jobs returns all jobs, running or ended, by id.
 func (r *Registry) Jobs() ([]schemas.Job, error) {
-	rows, _, err := r.jobs.page("", "", math.MaxInt)
+	rows, _, err := r.jobs.page("", "", math.MaxInt, nil)
 	return rows, err
 }
 

@@ -43,6 +43,8 @@ var (
 	ErrUnavailable = errors.New("the registry of webhooks and keys is not available")
 	// ErrUnknownEnd means that a change may have been made or not: look before trying again.
 	ErrUnknownEnd = errors.New("the change was sent to Kafka and its end is not known")
+	// ErrTooMany means that the organization has as many webhooks as it may.
+	ErrTooMany = errors.New("the organization has as many webhooks as it may")
 	// ErrJobRunning means that a job of the webhook is running already.
 	ErrJobRunning = errors.New("a job of this webhook is running")
 	// ErrJobMoved means that a job is no longer what its step was taken from.
@@ -76,10 +78,38 @@ type Registry struct {
 	watched atomic.Pointer[sighting]
 	uses    uses // of keys, here
 
+	maxWebhooks int
+
 	badRecords prometheus.Counter
 	takeovers  prometheus.Counter
 	written    *prometheus.CounterVec
 	duration   prometheus.Histogram
+}
+
+// mayMake says whether the organization of a key may have one webhook more, if the
+// change makes one; also after those before it in its transaction. The admin may.
+func (r *Registry) mayMake(actor Actor, id string, batch overlay) error {
+	if r.maxWebhooks == 0 || actor.Organization == "" {
+		return nil
+	}
+	if row, err := r.webhooks.table.get(id); row != nil || err != nil {
+		return err
+	}
+	n := r.webhooks.count(actor.Organization)
+	for _, made := range batch {
+		if w, ok := made.(*schemas.Webhook); ok && w != nil && w.Organization == actor.Organization && r.isNew(w.ID) {
+			n++
+		}
+	}
+	if n >= r.maxWebhooks {
+		return ErrTooMany
+	}
+	return nil
+}
+
+func (r *Registry) isNew(id string) bool {
+	row, err := r.webhooks.table.get(id)
+	return row == nil && err == nil
 }
 
 // Process is what a registry needs of the process it runs in.
@@ -88,6 +118,8 @@ type Process struct {
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer
 	Health   kafka.Reporter // told whether webhooks and keys are whole and up to date
+	// MaxWebhooks bounds the webhooks that an organization's own keys may make; 0: they may make any number.
+	MaxWebhooks int
 }
 
 // New returns a registry; its two loops fill it and serve it.
@@ -99,7 +131,10 @@ func New(cfg kafka.Config, p Process) (*Registry, error) {
 		topics:   topics,
 		log:      p.Log,
 		health:   p.Health,
-		writes:   make(chan *write, maxQueue),
+
+		maxWebhooks: p.MaxWebhooks,
+
+		writes: make(chan *write, maxQueue),
 		webhooks: kind[schemas.Webhook]{
 			table:  newTable(func(w *schemas.Webhook) string { return w.Organization }),
 			object: "webhook",
@@ -282,19 +317,20 @@ func find[T any](ctx context.Context, r *Registry, k *kind[T], id string) (*T, e
 }
 
 // Webhooks returns up to limit webhooks of an organization (of all if it is
-// empty) whose ids sort after the given one, and whether there are more. While
+// empty) that are kept (nil: all are) and whose ids sort after the given one, and
+// whether there are more. While
 // the record of any webhook or state is of a version that is not known here it returns
 // ErrUnavailable, for every organization: the record does not say here whose it is.
-func (r *Registry) Webhooks(organization, after string, limit int) (rows []schemas.Webhook, more bool, err error) {
+func (r *Registry) Webhooks(organization, after string, limit int, keep func(*schemas.Webhook) bool) (rows []schemas.Webhook, more bool, err error) {
 	if newer := r.states.newer(); newer != nil {
 		return nil, false, fmt.Errorf("%w: %w", ErrUnavailable, newer)
 	}
-	return r.webhooks.page(organization, after, limit)
+	return r.webhooks.page(organization, after, limit, keep)
 }
 
 // Keys returns API keys, likewise.
 func (r *Registry) Keys(organization, after string, limit int) (rows []schemas.Key, more bool, err error) {
-	return r.keys.page(organization, after, limit)
+	return r.keys.page(organization, after, limit, nil)
 }
 
 // ChangeWebhook makes of the webhook under id what c decides, in one Kafka
@@ -307,7 +343,10 @@ func (r *Registry) Keys(organization, after string, limit int) (rows []schemas.K
 func (r *Registry) ChangeWebhook(
 	ctx context.Context, actor Actor, action, id string, c func(old *schemas.Webhook) (*schemas.Webhook, error),
 ) (schemas.Webhook, error) {
-	return submit(ctx, r, &r.webhooks, proposal[schemas.Webhook]{actor: actor, action: action, id: id, change: c})
+	return submit(ctx, r, &r.webhooks, proposal[schemas.Webhook]{
+		actor: actor, action: action, id: id, change: c,
+		allowed: func(batch overlay) error { return r.mayMake(actor, id, batch) },
+	})
 }
 
 // ChangeKey does the same for an API key.

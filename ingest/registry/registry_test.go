@@ -53,7 +53,7 @@ func TestTableListsInOrder(t *testing.T) {
 		{"even", "2", 2, []string{"even"}, false},
 		{"unknown", "", 2, []string{}, false},
 	} {
-		got, more, err := table.page(c.organization, c.after, c.limit)
+		got, more, err := table.page(c.organization, c.after, c.limit, nil)
 		if !slices.Equal(got, c.want) || more != c.more || err != nil {
 			t.Errorf("page(%q, %q, %d) = %q, %v, %v, want %q, %v", c.organization, c.after, c.limit, got, more, err, c.want, c.more)
 		}
@@ -198,7 +198,7 @@ func TestUnknownVersion(t *testing.T) {
 			t.Errorf("%s: got health %v, want it to name the version that is not known: %v", when, h.err, unready)
 		}
 		_, err := r.Webhook(t.Context(), "wh_1")
-		_, _, listed := r.Webhooks("other", "", 10)
+		_, _, listed := r.Webhooks("other", "", 10, nil)
 		if unavailable(err) == webhook || unavailable(listed) == webhook {
 			t.Errorf("%s: got %v reading the webhook, %v listing, want them to be available: %v", when, err, listed, webhook)
 		}
@@ -317,7 +317,7 @@ func TestUnknownVersionOfAState(t *testing.T) {
 	r.apply(webhookRecord(t, r, "wh_2", 1))
 	r.apply(newer(stateRecord(t, r, 0)))
 	_, err := r.Webhook(t.Context(), "wh_1")
-	_, _, listed := r.Webhooks("other", "", 10)
+	_, _, listed := r.Webhooks("other", "", 10, nil)
 	_, otherErr := r.Webhook(t.Context(), "wh_2")
 	reporter{r}.Up()
 	if !unavailable(err) || !unavailable(listed) || otherErr != nil || h.err == nil {
@@ -366,7 +366,7 @@ func TestRebuildReplacesTheTables(t *testing.T) {
 		t.Error("got the old table after the new one is whole")
 	}
 	r.apply(webhookRecord(t, r, "wh_next", 1))
-	if rows, _, err := r.Webhooks("acme", "", 10); len(rows) != 2 || err != nil {
+	if rows, _, err := r.Webhooks("acme", "", 10, nil); len(rows) != 2 || err != nil {
 		t.Errorf("got %d webhooks, %v, want 2", len(rows), err)
 	}
 }

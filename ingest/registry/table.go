@@ -97,11 +97,11 @@ func indexKeys(organization string) []string {
 	return []string{"", organization}
 }
 
-// page returns up to limit rows of organization (of all if it is empty) whose
-// ids sort after the given one, and whether there are more behind them. While a
-// row is unreadable every page is ErrUnavailable: whose it is nobody here can
-// tell, so any page may lack it.
-func (t *table[T]) page(organization, after string, limit int) (rows []T, more bool, err error) {
+// page returns up to limit rows of organization (of all if it is empty) that are
+// kept (nil: all are) and whose ids sort after the given one, and whether there may be
+// more behind them. While a row is unreadable every page is ErrUnavailable: whose it is
+// nobody here can tell, so any page may lack it.
+func (t *table[T]) page(organization, after string, limit int, keep func(*T) bool) (rows []T, more bool, err error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if newer := t.newerLocked(); newer != nil {
@@ -112,15 +112,18 @@ func (t *table[T]) page(organization, after string, limit int) (rows []T, more b
 	if found {
 		from++
 	}
-	ids = ids[from:]
-	if more = len(ids) > limit; more {
-		ids = ids[:limit]
+	rows = make([]T, 0, min(len(ids)-from, limit))
+	for _, id := range ids[from:] {
+		row := t.rows[id]
+		switch {
+		case keep != nil && !keep(row):
+		case len(rows) == limit:
+			return rows, true, nil
+		default:
+			rows = append(rows, *row)
+		}
 	}
-	rows = make([]T, 0, len(ids))
-	for _, id := range ids {
-		rows = append(rows, *t.rows[id])
-	}
-	return rows, more, nil
+	return rows, false, nil
 }
 
 // newer returns why a row is unreadable; nil if none is.
@@ -142,6 +145,13 @@ func (t *table[T]) replace(with *table[T]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.rows, t.ids, t.unreadable = with.rows, with.ids, with.unreadable
+}
+
+// count is how many rows organization has.
+func (t *table[T]) count(organization string) int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.ids[organization])
 }
 
 func (t *table[T]) size() int {

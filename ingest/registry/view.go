@@ -94,6 +94,18 @@ const (
 	StateDisabled WebhookState = "disabled" // they are discarded
 )
 
+// StateOf returns what becomes of a webhook's deliveries.
+func (r *Registry) StateOf(w *schemas.Webhook) WebhookState {
+	switch {
+	case !r.Enabled(w):
+		return StateDisabled
+	case w.Paused:
+		return StatePaused
+	default:
+		return StateActive
+	}
+}
+
 // ViewWebhook returns what may be shown of a webhook, and of what the sender found out about it.
 func (r *Registry) ViewWebhook(w *schemas.Webhook) WebhookView {
 	found := r.stateOf(w)
@@ -102,7 +114,7 @@ func (r *Registry) ViewWebhook(w *schemas.Webhook) WebhookView {
 		Organization:   w.Organization,
 		Account:        w.Account,
 		Active:         w.Active,
-		State:          StateActive,
+		State:          r.StateOf(w),
 		DisabledAt:     found.DisabledAt,
 		DisabledReason: found.Reason,
 		FailingSince:   found.FailingSince,
@@ -121,12 +133,6 @@ func (r *Registry) ViewWebhook(w *schemas.Webhook) WebhookView {
 		Revision:       w.Revision,
 		CreatedAt:      w.CreatedAt,
 		UpdatedAt:      w.UpdatedAt,
-	}
-	switch {
-	case !w.Active, !found.DisabledAt.IsZero():
-		v.State = StateDisabled
-	case w.Paused:
-		v.State = StatePaused
 	}
 	if w.Invalid != "" {
 		v.DisabledReason = "invalid: " + w.Invalid

@@ -123,7 +123,7 @@ func badWebhooks(foreign string) []badRequest {
 		{name: "invalid UTF-8", body: "{\"organization\":\"\xff\"}", status: 400, pointers: "#"},
 		{name: "body over 1 MiB", body: `{"organization":"` + strings.Repeat("a", 1<<20) + `"}`, status: 413, pointers: "#"},
 		{name: "not said to be JSON", headers: []string{"Content-Type", "text/plain"}, body: `{}`, status: 415, pointers: "#"},
-		{name: "compressed", headers: []string{"Content-Encoding", "gzip"}, body: `{}`, status: 415, pointers: "#"},
+		{name: "brotli", headers: []string{"Content-Encoding", "br"}, body: `{}`, status: 415, pointers: "#"},
 		{name: "ping of nobody", body: `{"webhook":"wh_00000000000000000000000000","event":"ping"}`, status: 404, pointers: "#/webhook"},
 		{name: "ping of a number", body: `{"webhook":7,"event":"ping"}`, status: 422, pointers: "#/webhook"},
 		{name: "ping of nothing", body: `{"webhook":"","event":"ping"}`, status: 422, pointers: "#/webhook"},
