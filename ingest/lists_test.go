@@ -46,17 +46,9 @@ func TestListWebhooksThatAre(t *testing.T) {
 		"metadata=a%3Ab%3A":                  "", // the key ends at the first colon
 		"organization=other":                 "",
 	} {
-		var got []string
-		cursor := ""
-		for pages := 0; pages == 0 || cursor != ""; pages++ {
-			page := r.do(t, request{method: "GET", path: "/v1/webhooks?limit=2&" + query + "&cursor=" + cursor}).want(t, http.StatusOK)
-			data, _ := page.json["data"].([]any)
-			for _, item := range data {
-				w, _ := item.(map[string]any)
-				id, _ := w["id"].(string)
-				got = append(got, ids[id])
-			}
-			cursor, _ = page.json["next"].(string)
+		got := r.listed(t, query)
+		for i, id := range got {
+			got[i] = ids[id]
 		}
 		slices.Sort(got)
 		if strings.Join(got, " ") != want {
@@ -75,6 +67,23 @@ func TestListWebhooksThatAre(t *testing.T) {
 	} {
 		r.do(t, request{method: "GET", path: "/v1/webhooks?" + query}).want(t, http.StatusUnprocessableEntity).wantError(t, "invalid_parameter", "#")
 	}
+}
+
+// listed is the ids of all pages of a list of webhooks.
+func (r *replica) listed(t *testing.T, query string) (ids []string) {
+	t.Helper()
+	cursor := ""
+	for pages := 0; pages == 0 || cursor != ""; pages++ {
+		page := r.do(t, request{method: "GET", path: "/v1/webhooks?limit=2&" + query + "&cursor=" + cursor}).want(t, http.StatusOK)
+		data, _ := page.json["data"].([]any)
+		for _, item := range data {
+			w, _ := item.(map[string]any)
+			id, _ := w["id"].(string)
+			ids = append(ids, id)
+		}
+		cursor, _ = page.json["next"].(string)
+	}
+	return ids
 }
 
 func TestMaxWebhooks(t *testing.T) {
