@@ -152,6 +152,11 @@ func addLogged(topics Topics, all map[string]example) {
 	all["event-binary"] = example{event.Record(topics.Events), nil, ""}
 	all["event-plain"] = example{&kgo.Record{Topic: topics.Events, Key: []byte("acme"), Value: []byte(
 		`{"id":"e-1","event":"medical-encounters.created","organization":"acme","account":"north","payload":{"id": 7},"time":"2026-11-23T12:00:04.25Z"}`)}, nil, "event"}
+	all["event-structured"] = example{&kgo.Record{
+		Topic: topics.Events, Key: []byte("acme"), Headers: []kgo.RecordHeader{{Key: "content-type", Value: []byte(ContentTypeCloudEvent)}},
+		Value: []byte(`{"specversion":"1.0","id":"e-1","type":"medical-encounters.created","source":"/clinic","subject":"7",` +
+			`"time":"2026-11-23T12:00:04.25Z","organization":"acme","account":"north","data":{"id": 7}}`),
+	}, nil, ""}
 
 	delivery := exampleDelivery()
 	all["delivery"] = example{delivery.Record(topics.Deliveries), nil, "body"}

@@ -23,6 +23,8 @@ const (
 	SchemeEd25519 = "v1a" // Ed25519; whoever has the public key can verify
 )
 
+const publicKeyPrefix = "whpk_"
+
 // AppendSignature appends "v1," and the base64 of HMAC-SHA256 over
 // "{messageID}.{unixSeconds}.{body}" (Standard Webhooks 1.0, "Signature scheme").
 // Several signatures in one header stand apart by a space, which is the caller's.
@@ -52,5 +54,5 @@ func appendSigned(dst []byte, messageID string, unixSeconds int64) []byte {
 
 // FormatPublicKey returns a public key as receivers take it: whpk_ and base64.
 func FormatPublicKey(key ed25519.PublicKey) string {
-	return "whpk_" + base64.StdEncoding.EncodeToString(key)
+	return publicKeyPrefix + base64.StdEncoding.EncodeToString(key)
 }

@@ -22,6 +22,7 @@ func topicsCommand() *cobra.Command {
 	return group("topics", "Create and check Postrider's topics",
 		leaf("create", "Create the topics that are missing, and the consumer groups' first offsets", &createTopics{}),
 		leaf("check", "Say what differs from what the services need; exit code 1 if anything does", &checkTopics{}),
+		leaf("acls", aclsHelp, &showACLs{}),
 	)
 }
 

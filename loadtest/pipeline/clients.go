@@ -19,6 +19,7 @@ const (
 	confluentKafkaVersion  = "2.16.1"
 	pythonStandardWebhooks = "1.1.0"
 	nodeStandardWebhooks   = "1.1.1"
+	asyncAPISpecs          = "6.11.1"
 )
 
 // ClickHouse is a real server and a database in it.
@@ -245,13 +246,26 @@ func Node(t testing.TB) (node, modules string) {
 	if err != nil {
 		t.Fatal("finding node: not on PATH: install Node.js with npm")
 	}
-	dir := cached(t, "node-standardwebhooks-"+nodeStandardWebhooks, func(ctx context.Context, dir string) error {
+	return node, npmModules(t, "node-standardwebhooks-"+nodeStandardWebhooks, "standardwebhooks@"+nodeStandardWebhooks)
+}
+
+// AsyncAPISchema is the path of the JSON Schema of AsyncAPI 3.0.0, as its authors publish it.
+func AsyncAPISchema(t testing.TB) string {
+	t.Helper()
+	modules := npmModules(t, "asyncapi-specs-"+asyncAPISpecs, "@asyncapi/specs@"+asyncAPISpecs)
+	return filepath.Join(modules, "@asyncapi", "specs", "schemas", "3.0.0.json")
+}
+
+// npmModules is the path of a folder in the cache that holds a package and what it needs.
+func npmModules(t testing.TB, name, pkg string) string {
+	t.Helper()
+	dir := cached(t, name, func(ctx context.Context, dir string) error {
 		npm, err := exec.LookPath("npm")
 		if err != nil {
 			return errors.New("finding npm: not on PATH: install Node.js with npm")
 		}
 		return runTool(ctx, npm, "install", "--prefix", dir, "--no-save", "--no-package-lock",
-			"--no-audit", "--no-fund", "--ignore-scripts", "standardwebhooks@"+nodeStandardWebhooks)
+			"--no-audit", "--no-fund", "--ignore-scripts", pkg)
 	})
-	return node, filepath.Join(dir, "node_modules")
+	return filepath.Join(dir, "node_modules")
 }

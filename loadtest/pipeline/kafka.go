@@ -46,6 +46,8 @@ type Broker struct {
 	*Process
 	// Addr is where clients connect, host:port. It stays over restarts.
 	Addr string
+	// SASLAddr is where they have to say who they are; empty where there are no users.
+	SASLAddr string
 }
 
 // SharedKafka is the one-broker cluster of this test binary, and a topic prefix of
@@ -56,7 +58,7 @@ func SharedKafka(t testing.TB) (k *Kafka, topicPrefix string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.kafka == nil {
-		s.kafka = startKafka(t, filepath.Join(s.dir, "kafka"), 1, nil)
+		s.kafka = startKafka(t, filepath.Join(s.dir, "kafka"), 1, false, nil)
 	}
 	return s.kafka, unique(t) + "."
 }
@@ -72,7 +74,27 @@ func StartKafka(t testing.TB, brokers int, settings ...string) *Kafka {
 // StartKafkaIn is StartKafka with the cluster's data in a folder.
 func StartKafkaIn(t testing.TB, dir string, brokers int, settings ...string) *Kafka {
 	t.Helper()
-	k := startKafka(t, dir, brokers, settings)
+	return startKafka(t, dir, brokers, false, settings).ownedBy(t)
+}
+
+// StartGuardedKafka starts a broker of the test's own that has users and ACLs. At
+// SASLAddr it takes SCRAM only, and lets nobody do what no ACL allows; at Addr, where
+// nobody is asked, everything is allowed, such as to make users.
+func StartGuardedKafka(t testing.TB) *Kafka {
+	t.Helper()
+	return startKafka(t, t.TempDir(), 1, true, []string{
+		"sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512",
+		"listener.name.sasl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;",
+		"listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;",
+		"authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+		"super.users=User:ANONYMOUS",
+		"allow.everyone.if.no.acl.found=false",
+		"transaction.max.timeout.ms=60000", "transaction.abort.timed.out.transaction.cleanup.interval.ms=1000", // as recommended
+	}).ownedBy(t)
+}
+
+func (k *Kafka) ownedBy(t testing.TB) *Kafka {
+	t.Helper()
 	for _, b := range k.Brokers {
 		b.ownedBy(t)
 	}
@@ -91,7 +113,7 @@ func StartKfake(t testing.TB, opts ...kfake.Opt) (*kfake.Cluster, []string) {
 	return cluster, cluster.ListenAddrs()
 }
 
-func startKafka(t testing.TB, dir string, brokers int, settings []string) *Kafka {
+func startKafka(t testing.TB, dir string, brokers int, guarded bool, settings []string) *Kafka {
 	t.Helper()
 	if brokers != 1 && brokers != 3 {
 		t.Fatalf("starting Kafka: %d brokers: want 1 or 3", brokers)
@@ -100,14 +122,18 @@ func startKafka(t testing.TB, dir string, brokers int, settings []string) *Kafka
 	k := &Kafka{}
 	var controllers []string
 	for i := range brokers {
-		k.Brokers = append(k.Brokers, &Broker{Addr: FreeAddr(t)})
+		b := &Broker{Addr: FreeAddr(t)}
+		if guarded {
+			b.SASLAddr = FreeAddr(t)
+		}
+		k.Brokers = append(k.Brokers, b)
 		controllers = append(controllers, fmt.Sprintf("%d@%s", i+1, FreeAddr(t)))
 	}
 	formatted := make(chan error, brokers)
 	for i, b := range k.Brokers {
 		home := filepath.Join(dir, fmt.Sprintf("broker-%d", i+1))
 		properties := filepath.Join(home, "server.properties")
-		text := brokerProperties(home, i+1, b.Addr, controllers, settings)
+		text := brokerProperties(home, i+1, b, controllers, settings)
 		if err := errors.Join(os.MkdirAll(home, 0o750), os.WriteFile(properties, []byte(text), 0o600)); err != nil {
 			t.Fatalf("writing Kafka's settings: %v", err)
 		}
@@ -141,19 +167,24 @@ func startKafka(t testing.TB, dir string, brokers int, settings []string) *Kafka
 // brokerProperties are the settings that a single machine needs, and none that
 // would make the cluster kinder than Kafka's defaults; but for eight instead of
 // fifty partitions of the internal topics, and no wait for a group's first members.
-func brokerProperties(home string, id int, addr string, controllers, settings []string) string {
+func brokerProperties(home string, id int, b *Broker, controllers, settings []string) string {
 	replicas, minISR := 1, 1
 	if len(controllers) == 3 {
 		replicas, minISR = 3, 2
 	}
 	_, controller, _ := strings.Cut(controllers[id-1], "@")
+	listeners := "PLAINTEXT://" + b.Addr
+	if b.SASLAddr != "" {
+		listeners += ",SASL://" + b.SASLAddr
+	}
 	lines := []string{
 		"process.roles=broker,controller",
 		fmt.Sprintf("node.id=%d", id),
 		"controller.quorum.voters=" + strings.Join(controllers, ","),
 		"controller.listener.names=CONTROLLER",
-		"listeners=PLAINTEXT://" + addr + ",CONTROLLER://" + controller,
-		"advertised.listeners=PLAINTEXT://" + addr,
+		"listeners=" + listeners + ",CONTROLLER://" + controller,
+		"advertised.listeners=" + listeners,
+		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT",
 		"log.dirs=" + filepath.Join(home, "data"),
 		"auto.create.topics.enable=false",
 		"group.initial.rebalance.delay.ms=0",

@@ -19,7 +19,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
@@ -40,9 +42,17 @@ type Config struct {
 	TLSCert string // file of the client's certificate; empty for none
 	TLSKey  string // file of its key
 
-	SASLUser     string // SASL PLAIN; empty for none
-	SASLPassword string
+	SASLUser      string // empty for no SASL
+	SASLPassword  string
+	SASLMechanism string // one of Kafka's names; empty for PLAIN
 }
+
+// Mechanisms of SASL, by the names that Kafka has for them (sasl.mechanism).
+const (
+	mechanismPlain    = "PLAIN"
+	mechanismSCRAM256 = "SCRAM-SHA-256"
+	mechanismSCRAM512 = "SCRAM-SHA-512"
+)
 
 // Register adds the settings of a Kafka client. That brokers are given is left
 // to NewClient, as standalone has a broker of its own.
@@ -53,8 +63,10 @@ func (c *Config) Register(s *process.Settings) {
 	s.String(&c.TLSCA, "kafka-tls-ca", "", "file of the certificates (PEM) that may sign a broker's; the system's if empty")
 	s.String(&c.TLSCert, "kafka-tls-cert", "", "file of the client's certificate (PEM)")
 	s.String(&c.TLSKey, "kafka-tls-key", "", "file of the client's private key (PEM)")
-	s.String(&c.SASLUser, "kafka-sasl-user", "", "user of SASL PLAIN; no SASL if empty")
-	s.Secret(&c.SASLPassword, "kafka-sasl-password", "", "password of SASL PLAIN (@FILE reads it from a file)")
+	s.String(&c.SASLUser, "kafka-sasl-user", "", "user of SASL; no SASL if empty")
+	s.Secret(&c.SASLPassword, "kafka-sasl-password", "", "password of SASL (@FILE reads it from a file)")
+	s.String(&c.SASLMechanism, "kafka-sasl-mechanism", mechanismPlain, "mechanism of SASL: PLAIN (over TLS only, for the password is sent), SCRAM-SHA-256 or SCRAM-SHA-512")
+	s.OneOf(&c.SASLMechanism, "kafka-sasl-mechanism", mechanismPlain, mechanismSCRAM256, mechanismSCRAM512)
 	s.Check(func() error { return c.check(s) })
 }
 
@@ -155,9 +167,29 @@ func (c Config) options(clientID string) ([]kgo.Opt, error) {
 		opts = append(opts, kgo.DialTLSConfig(conf))
 	}
 	if c.SASLUser != "" {
-		opts = append(opts, kgo.SASL(plain.Auth{User: c.SASLUser, Pass: c.SASLPassword}.AsMechanism()))
+		mechanism, err := c.mechanism()
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, kgo.SASL(mechanism))
 	}
 	return opts, nil
+}
+
+// mechanism is how the client says who it is.
+func (c Config) mechanism() (sasl.Mechanism, error) {
+	shared := scram.Auth{User: c.SASLUser, Pass: c.SASLPassword}
+	switch c.SASLMechanism {
+	case "", mechanismPlain:
+		return plain.Auth{User: c.SASLUser, Pass: c.SASLPassword}.AsMechanism(), nil
+	case mechanismSCRAM256:
+		return shared.AsSha256Mechanism(), nil
+	case mechanismSCRAM512:
+		return shared.AsSha512Mechanism(), nil
+	default:
+		return nil, fmt.Errorf("making Kafka client: --kafka-sasl-mechanism is %q, allowed are %s, %s and %s",
+			c.SASLMechanism, mechanismPlain, mechanismSCRAM256, mechanismSCRAM512)
+	}
 }
 
 // tlsConfig reads the files; nil means no TLS.

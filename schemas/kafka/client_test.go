@@ -87,9 +87,34 @@ func TestTLSWithClientCertificateAndSASL(t *testing.T) {
 	}
 }
 
+// TestSCRAM: the password is proven, by the mechanism that the user has.
+func TestSCRAM(t *testing.T) {
+	_, cfg := startCluster(t, kfake.EnableSASL(),
+		kfake.Superuser(mechanismSCRAM256, "of-256", "secret"), kfake.Superuser(mechanismSCRAM512, "of-512", "secret"))
+	tests := []struct {
+		user, password, mechanism string
+		ok                        bool
+	}{
+		{"of-256", "secret", mechanismSCRAM256, true},
+		{"of-512", "secret", mechanismSCRAM512, true},
+		{"of-512", "guess", mechanismSCRAM512, false},
+		{"of-512", "secret", mechanismSCRAM256, false},
+		{"of-256", "secret", mechanismPlain, false},
+		{"nobody", "secret", mechanismSCRAM512, false},
+	}
+	for _, tt := range tests {
+		cfg := cfg
+		cfg.SASLUser, cfg.SASLPassword, cfg.SASLMechanism = tt.user, tt.password, tt.mechanism
+		if err := startClient(t, cfg, kgo.RequestRetries(0)).Ping(within(t)); (err == nil) != tt.ok {
+			t.Errorf("%s of %s by %s: %v, want success: %v", tt.password, tt.user, tt.mechanism, err, tt.ok)
+		}
+	}
+}
+
 func TestNewClientRefuses(t *testing.T) {
 	for name, cfg := range map[string]Config{
 		"no brokers":   {},
+		"no mechanism": {Brokers: []string{"127.0.0.1:1"}, SASLUser: "u", SASLPassword: "p", SASLMechanism: "GSSAPI"},
 		"no such file": {Brokers: []string{"127.0.0.1:1"}, TLS: true, TLSCA: "/nowhere"},
 		"no PEM":       {Brokers: []string{"127.0.0.1:1"}, TLS: true, TLSCA: os.Args[0]},
 	} {

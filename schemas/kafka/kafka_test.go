@@ -351,6 +351,7 @@ func TestSettingsAreCheckedTogether(t *testing.T) {
 		{nil, nil},
 		{[]string{"--kafka-tls-cert", "c.pem", "--topic-prefix", "a b"}, []string{"--kafka-tls-cert", "--kafka-tls-key", "--topic-prefix"}},
 		{[]string{"--kafka-sasl-user", "u"}, []string{"--kafka-sasl-user"}},
+		{[]string{"--kafka-sasl-mechanism", "scram-sha-1"}, []string{"--kafka-sasl-mechanism", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}},
 		{[]string{"--kafka-tls", "--kafka-tls-ca", "/nowhere/ca.pem"}, []string{"/nowhere/ca.pem"}},
 	}
 	for _, tt := range tests {
