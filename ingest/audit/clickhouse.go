@@ -123,9 +123,13 @@ func (q *query) text(database string) string {
 	return "SELECT " + q.columns + " FROM " + database + "." + q.from + where + " " + q.rest
 }
 
-// readOnly are settings with which a query changes nothing and ends in time.
+// readOnly are settings with which a query changes nothing and ends in time. All
+// states of a delivery are in the partition of one month: none is looked for in others.
 func readOnly(limit time.Duration) ch.Settings {
-	return ch.Settings{"readonly": 2, "max_execution_time": int(limit / time.Second)}
+	return ch.Settings{
+		"readonly": 2, "max_execution_time": int(limit / time.Second),
+		"do_not_merge_across_partitions_select_final": 1,
+	}
 }
 
 func (c *ClickHouse) failed(q *query, err error) error {

@@ -66,7 +66,9 @@ func Grants(r Reader) ([]string, error) {
 
 // grant lets the role read columns, all where there is no body among them.
 func (r Reader) grant(name string, columns []string) string {
-	isBody := func(column string) bool { return column == "body" || column == "response_head" || column == "response_body" }
+	isBody := func(column string) bool {
+		return column == "body" || column == "response_head" || column == "response_body"
+	}
 	what := "SELECT"
 	if !r.Payloads && slices.ContainsFunc(columns, isBody) {
 		what += "(" + strings.Join(slices.DeleteFunc(slices.Clone(columns), isBody), ", ") + ")"

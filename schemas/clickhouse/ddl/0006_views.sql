@@ -71,7 +71,9 @@ CREATE OR REPLACE VIEW {database}.deliveries_v1
     nullIf(status_code, 0) AS status_code,
     nullIf(event_time, toDateTime64(0, 3, 'UTC')) AS event_time, nullIf(accepted_at, toDateTime64(0, 3, 'UTC')) AS accepted_at,
     routed_at, updated_at, nullIf(next_attempt_at, toDateTime64(0, 3, 'UTC')) AS next_attempt_at, topic_id, partition, offset
-FROM {database}.delivery_states FINAL;
+FROM {database}.delivery_states FINAL
+-- All rows of a delivery are in one month (routed_at), so that others need not be looked into.
+SETTINGS do_not_merge_across_partitions_select_final = 1;
 
 CREATE OR REPLACE VIEW {database}.events_v1
 (
