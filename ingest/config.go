@@ -5,7 +5,7 @@ import (
 	"os"
 	"unicode/utf8"
 
-	"github.com/postrider/postrider/ingest/deliveries"
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/clickhouse"
 	"github.com/postrider/postrider/schemas/kafka"
@@ -36,7 +36,7 @@ type Config struct {
 	// Listener is listened on instead of Listen, if set: for tests, and for who binds its ports first.
 	Listener net.Listener
 	// Audit is asked instead of ClickHouse, if set: for tests.
-	Audit deliveries.Audit
+	Audit audit.Audit
 }
 
 // Register adds the settings of ingest.

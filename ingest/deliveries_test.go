@@ -14,32 +14,34 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/postrider/postrider/ingest/deliveries"
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/schemas"
 )
 
 // fakeAudit stands for ClickHouse, in memory.
 type fakeAudit struct {
+	audit.Audit // what else is asked, its tests ask of ClickHouse
+
 	mu       sync.Mutex
-	rows     []deliveries.Delivery
-	outcomes map[string][]deliveries.Outcome // by delivery
-	events   map[string]*schemas.Event       // by id
+	rows     []audit.Delivery
+	outcomes map[string][]audit.Outcome // by delivery
+	events   map[string]*schemas.Event  // by id
 }
 
 func newFakeAudit() *fakeAudit {
-	return &fakeAudit{outcomes: map[string][]deliveries.Outcome{}, events: map[string]*schemas.Event{}}
+	return &fakeAudit{outcomes: map[string][]audit.Outcome{}, events: map[string]*schemas.Event{}}
 }
 
-func (f *fakeAudit) add(rows ...deliveries.Delivery) {
+func (f *fakeAudit) add(rows ...audit.Delivery) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rows = append(f.rows, rows...)
 }
 
-func (f *fakeAudit) matching(q deliveries.Filter) ([]deliveries.Delivery, error) {
+func (f *fakeAudit) matching(q audit.Filter) ([]audit.Delivery, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var found []deliveries.Delivery
+	var found []audit.Delivery
 	for _, d := range f.rows {
 		if (q.Organization == "" || q.Organization == d.Organization) && (q.WebhookID == "" || q.WebhookID == d.WebhookID) &&
 			(q.Event == "" || q.Event == d.Event) && (q.Status == "" || q.Status == d.Status) && !d.UpdatedAt.Before(q.Since) &&
@@ -51,48 +53,48 @@ func (f *fakeAudit) matching(q deliveries.Filter) ([]deliveries.Delivery, error)
 }
 
 // page orders deliveries by a time and their ids, and cuts a page out.
-func page(found []deliveries.Delivery, at func(d *deliveries.Delivery) time.Time, sign int, after deliveries.Place, limit int) []deliveries.Delivery {
-	order := func(a, b deliveries.Place) int { return sign * cmp.Or(a.At.Compare(b.At), strings.Compare(a.ID, b.ID)) }
-	place := func(d *deliveries.Delivery) deliveries.Place { return deliveries.Place{At: at(d), ID: d.ID} }
-	slices.SortFunc(found, func(a, b deliveries.Delivery) int { return order(place(&a), place(&b)) })
+func page(found []audit.Delivery, at func(d *audit.Delivery) time.Time, sign int, after audit.Place, limit int) []audit.Delivery {
+	order := func(a, b audit.Place) int { return sign * cmp.Or(a.At.Compare(b.At), strings.Compare(a.ID, b.ID)) }
+	place := func(d *audit.Delivery) audit.Place { return audit.Place{At: at(d), ID: d.ID} }
+	slices.SortFunc(found, func(a, b audit.Delivery) int { return order(place(&a), place(&b)) })
 	if after.ID != "" {
-		found = slices.DeleteFunc(found, func(d deliveries.Delivery) bool { return order(place(&d), after) <= 0 })
+		found = slices.DeleteFunc(found, func(d audit.Delivery) bool { return order(place(&d), after) <= 0 })
 	}
 	return found[:min(limit, len(found))]
 }
 
-func (f *fakeAudit) Deliveries(_ context.Context, q deliveries.Filter, after deliveries.Place, limit int) ([]deliveries.Delivery, error) {
+func (f *fakeAudit) Deliveries(_ context.Context, q audit.Filter, after audit.Place, limit int) ([]audit.Delivery, error) {
 	found, err := f.matching(q)
-	return page(found, func(d *deliveries.Delivery) time.Time { return d.RoutedAt }, -1, after, limit), err
+	return page(found, func(d *audit.Delivery) time.Time { return d.RoutedAt }, -1, after, limit), err
 }
 
-func (f *fakeAudit) Ended(_ context.Context, q deliveries.Filter, after deliveries.Place, limit int) ([]deliveries.Delivery, error) {
+func (f *fakeAudit) Ended(_ context.Context, q audit.Filter, after audit.Place, limit int) ([]audit.Delivery, error) {
 	found, err := f.matching(q)
-	return page(found, func(d *deliveries.Delivery) time.Time { return d.UpdatedAt }, 1, after, limit), err
+	return page(found, func(d *audit.Delivery) time.Time { return d.UpdatedAt }, 1, after, limit), err
 }
 
-func (f *fakeAudit) Count(_ context.Context, q deliveries.Filter) (int, error) {
+func (f *fakeAudit) Count(_ context.Context, q audit.Filter) (int, error) {
 	found, err := f.matching(q)
 	return len(found), err
 }
 
-func (f *fakeAudit) Delivery(_ context.Context, organization, id string) (deliveries.Delivery, error) {
-	found, err := f.matching(deliveries.Filter{Organization: organization})
+func (f *fakeAudit) Delivery(_ context.Context, organization, id string) (audit.Delivery, error) {
+	found, err := f.matching(audit.Filter{Organization: organization})
 	for _, d := range found {
 		if d.ID == id {
 			return d, err
 		}
 	}
-	return deliveries.Delivery{}, cmp.Or(err, deliveries.ErrNotFound)
+	return audit.Delivery{}, cmp.Or(err, audit.ErrNotFound)
 }
 
-func (f *fakeAudit) Outcomes(_ context.Context, d *deliveries.Delivery) ([]deliveries.Outcome, error) {
+func (f *fakeAudit) Outcomes(_ context.Context, d *audit.Delivery) ([]audit.Outcome, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.outcomes[d.ID]), nil
 }
 
-func (f *fakeAudit) Events(_ context.Context, of []deliveries.Delivery) ([]*schemas.Event, error) {
+func (f *fakeAudit) EventsOf(_ context.Context, of []audit.Delivery) ([]*schemas.Event, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	events := make([]*schemas.Event, len(of))
@@ -110,9 +112,9 @@ func deliveryID(n int64) string {
 var anHourAgo = time.Now().UTC().Truncate(time.Second).Add(-time.Hour) //nolint:gochecknoglobals // a constant
 
 // addDelivery adds delivery n, dead, of an event of its own with the payload {"n": <n>.0}.
-func (f *fakeAudit) addDelivery(n int64, webhookID string, set func(d *deliveries.Delivery)) {
+func (f *fakeAudit) addDelivery(n int64, webhookID string, set func(d *audit.Delivery)) {
 	at := anHourAgo.Add(time.Duration(n) * time.Second)
-	d := deliveries.Delivery{
+	d := audit.Delivery{
 		ID: deliveryID(n), Organization: "acme", WebhookID: webhookID, EventID: fmt.Sprintf("event-%d", n), Event: "a.b", Cause: "event",
 		Status: "dead", Reason: "status", Attempts: 3, StatusCode: 500, AcceptedAt: at.Add(-time.Minute), RoutedAt: at.Add(-time.Minute), UpdatedAt: at,
 	}
@@ -125,7 +127,7 @@ func (f *fakeAudit) addDelivery(n int64, webhookID string, set func(d *deliverie
 	}
 }
 
-func asIs(*deliveries.Delivery) {}
+func asIs(*audit.Delivery) {}
 
 func get(path, key string) request { return request{method: "GET", path: path, key: key} }
 
@@ -147,10 +149,10 @@ func idsOf(t *testing.T, got response) (ids string) {
 func TestListDeliveries(t *testing.T) {
 	f, r := start(t)
 	f.audit.addDelivery(1, "wh_1", asIs)
-	f.audit.addDelivery(2, "wh_1", func(d *deliveries.Delivery) { d.Status, d.Event = "delivered", "a.c" })
-	f.audit.addDelivery(3, "wh_2", func(d *deliveries.Delivery) { d.RoutedAt = anHourAgo.Add(-time.Hour) })
-	f.audit.addDelivery(4, "wh_1", func(d *deliveries.Delivery) { d.Organization = "other" })
-	f.audit.addDelivery(5, "wh_1", func(d *deliveries.Delivery) { d.Status = "pending" })
+	f.audit.addDelivery(2, "wh_1", func(d *audit.Delivery) { d.Status, d.Event = "delivered", "a.c" })
+	f.audit.addDelivery(3, "wh_2", func(d *audit.Delivery) { d.RoutedAt = anHourAgo.Add(-time.Hour) })
+	f.audit.addDelivery(4, "wh_1", func(d *audit.Delivery) { d.Organization = "other" })
+	f.audit.addDelivery(5, "wh_1", func(d *audit.Delivery) { d.Status = "pending" })
 	acme, _ := r.makeKey(t, "acme", schemas.ScopeDeliveriesRead)
 	at := func(n int) string { return anHourAgo.Add(time.Duration(n) * time.Second).Format(time.RFC3339) }
 	for query, want := range map[string]string{
@@ -172,8 +174,10 @@ func TestListDeliveries(t *testing.T) {
 		t.Errorf("got deliveries %q for the admin key, want all", got)
 	}
 	for query, name := range map[string]string{
-		"?status=gone": "status", "?event=a..": "event", "?since=yesterday": "since", "?until=1": "until", "?limit=1001": "limit", "?cursor=zz": "cursor",
-		"?cursor=6162": "cursor",
+		"?status=gone": "status", "?event=a..": "event", "?since=yesterday": "since", "?until=1": "until", "?limit=1001": "limit", "?limit=0": "limit",
+		"?webhook=" + strings.Repeat("w", 65): "webhook", "?account=" + strings.Repeat("a", 129): "account", "?event_id=" + strings.Repeat("e", 257): "event_id",
+		"?webhook=a%00": "webhook", "?status=dead&status=retry": "status", "?cursor=" + strings.Repeat("c", 129): "cursor",
+		"?since=1969-12-31T23:59:59Z": "since", "?until=2200-01-01T00:00:00.001Z": "until", "?since=" + at(1) + "&until=" + at(1): "since",
 	} {
 		got := r.do(t, get("/v1/deliveries"+query, acme)).want(t, http.StatusUnprocessableEntity)
 		got.wantError(t, "invalid_parameter", "#")
@@ -181,13 +185,22 @@ func TestListDeliveries(t *testing.T) {
 			t.Errorf("%q: got %s, want it to name the parameter", query, got.raw)
 		}
 	}
+	if got := r.do(t, get("/v1/deliveries?stauts=dead", acme)).want(t, http.StatusUnprocessableEntity); !strings.Contains(got.text("detail"), "stauts") {
+		t.Errorf("got %s, want it to name what is misspelt", got.raw)
+	}
+	for _, query := range []string{
+		"?webhook=" + strings.Repeat("w", 64), "?account=" + strings.Repeat("é", 128), "?event_id=" + strings.Repeat("e", 256), "?limit=1000", "?limit=1",
+		"?since=1970-01-01T00:00:00Z", "?until=2200-01-01T00:00:00Z", "?&cursor=&limit=5",
+	} {
+		r.do(t, get("/v1/deliveries"+query, acme)).want(t, http.StatusOK)
+	}
 }
 
 // What comes while somebody turns pages is on none of them, and moves nothing.
 func TestDeliveriesCursorIsStable(t *testing.T) {
 	f, r := start(t)
 	for n := range int64(7) {
-		f.audit.addDelivery(n, "wh_1", func(d *deliveries.Delivery) { d.RoutedAt = anHourAgo.Add(time.Duration(n/3) * time.Second) })
+		f.audit.addDelivery(n, "wh_1", func(d *audit.Delivery) { d.RoutedAt = anHourAgo.Add(time.Duration(n/3) * time.Second) })
 	}
 	got, path := "", "/v1/deliveries?limit=2"
 	for next := int64(10); path != ""; next++ {
@@ -197,10 +210,49 @@ func TestDeliveriesCursorIsStable(t *testing.T) {
 		if cursor := answer.text("next"); cursor != "" {
 			path = "/v1/deliveries?limit=2&cursor=" + cursor
 		}
-		f.audit.addDelivery(next, "wh_1", func(d *deliveries.Delivery) { d.RoutedAt = anHourAgo.Add(time.Minute) })
+		f.audit.addDelivery(next, "wh_1", func(d *audit.Delivery) { d.RoutedAt = anHourAgo.Add(time.Minute) })
 	}
 	if want := "6 5 | 4 3 | 2 1 | 0 | "; got != want {
 		t.Errorf("got pages %s, want %s", got, want)
+	}
+}
+
+// A cursor is of one question, asked by one organization; what was changed in it is refused.
+func TestCursorsAreOfTheirQuestion(t *testing.T) {
+	f, r := start(t)
+	for n := range int64(5) {
+		f.audit.addDelivery(n, "wh_1", asIs)
+		f.audit.addDelivery(n+10, "wh_1", func(d *audit.Delivery) { d.Organization = "other" })
+	}
+	acme, _ := r.makeKey(t, "acme", schemas.ScopeDeliveriesRead)
+	other, _ := r.makeKey(t, "other", schemas.ScopeDeliveriesRead)
+	cursor := r.do(t, get("/v1/deliveries?webhook=wh_1&limit=2", acme)).want(t, http.StatusOK).text("next")
+	if got := idsOf(t, r.do(t, get("/v1/deliveries?limit=1&cursor="+cursor+"&webhook=wh_1", acme))); got != "2 " {
+		t.Errorf("got deliveries %s on the next page, want 2", got)
+	}
+	refused := func(query, key string) {
+		t.Helper()
+		r.do(t, get("/v1/deliveries"+query, key)).want(t, http.StatusBadRequest).wantError(t, "invalid_parameter", "#")
+	}
+	refused("?webhook=wh_1&cursor="+cursor, other)
+	refused("?webhook=wh_1&cursor="+cursor, "")
+	refused("?cursor="+cursor, acme)
+	refused("?webhook=wh_1&status=dead&cursor="+cursor, acme)
+	for i := range cursor {
+		changed := byte('A')
+		if cursor[i] == 'A' {
+			changed = 'B'
+		}
+		refused("?webhook=wh_1&cursor="+cursor[:i]+string(changed)+cursor[i+1:], acme)
+		refused("?webhook=wh_1&cursor="+cursor[:i+1]+"A"+cursor[i+1:], acme)
+		if i > 0 {
+			refused("?webhook=wh_1&cursor="+cursor[:i], acme)
+		}
+	}
+	for _, bad := range []string{"zz", "6162", "%00", "."} {
+		if got := r.do(t, get("/v1/deliveries?cursor="+bad, acme)); got.status != http.StatusBadRequest && got.status != http.StatusUnprocessableEntity {
+			t.Errorf("%s: got %d", bad, got.status)
+		}
 	}
 }
 
@@ -208,7 +260,7 @@ func TestGetDelivery(t *testing.T) {
 	f, r := start(t)
 	f.audit.addDelivery(1, "wh_1", asIs)
 	f.audit.addDelivery(2, "wh_1", asIs)
-	f.audit.outcomes[deliveryID(1)] = []deliveries.Outcome{
+	f.audit.outcomes[deliveryID(1)] = []audit.Outcome{
 		{Attempt: 1, StatusCode: 500, Result: "dead", Reason: "status", ResponseHead: "HTTP/1.1 500", ResponseBody: []byte("words")},
 	}
 	path := "/v1/deliveries/" + deliveryID(1)
@@ -254,7 +306,7 @@ func TestRetryDelivery(t *testing.T) {
 	f, r := start(t)
 	hook := r.do(t, request{path: "/v1/webhooks", body: create}).want(t, http.StatusCreated).text("id")
 	for n, status := range []string{"dead", "discarded", "delivered", "pending", "retry", "held"} {
-		f.audit.addDelivery(int64(n), hook, func(d *deliveries.Delivery) { d.Status = status })
+		f.audit.addDelivery(int64(n), hook, func(d *audit.Delivery) { d.Status = status })
 	}
 	retry := func(n int64) response { return r.do(t, request{path: "/v1/deliveries/" + deliveryID(n) + "/retry"}) }
 	first := retry(0).want(t, http.StatusAccepted)
@@ -322,7 +374,7 @@ func TestRetryAllOfAWebhook(t *testing.T) {
 	for n := range int64(6) {
 		f.audit.addDelivery(n, hook, asIs)
 	}
-	f.audit.addDelivery(6, hook, func(d *deliveries.Delivery) { d.Status = "delivered" })
+	f.audit.addDelivery(6, hook, func(d *audit.Delivery) { d.Status = "delivered" })
 	f.audit.addDelivery(7, "wh_other", asIs)
 	delete(f.audit.events, "event-3")
 	path := "/v1/webhooks/" + hook + "/retry"
@@ -377,7 +429,7 @@ func TestRetryAllOfAWebhook(t *testing.T) {
 func TestDeliveriesOfOthersAreNotThere(t *testing.T) {
 	f, r := start(t)
 	theirs := r.do(t, request{path: "/v1/webhooks", body: strings.Replace(create, "acme", "other", 1)}).want(t, http.StatusCreated).text("id")
-	f.audit.addDelivery(1, theirs, func(d *deliveries.Delivery) { d.Organization = "other" })
+	f.audit.addDelivery(1, theirs, func(d *audit.Delivery) { d.Organization = "other" })
 	path := "/v1/webhooks/" + theirs + "/retry"
 	body := `{"since":"2026-01-01T00:00:00Z","rate":1}`
 	job := r.do(t, request{path: path, body: body}).want(t, http.StatusAccepted).text("id")

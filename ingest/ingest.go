@@ -1,7 +1,8 @@
 // Package ingest takes events over HTTP and makes them durable in Kafka, keeps
 // webhooks and API keys, and shows deliveries and sends them again. Its rooms: api
 // (REST), publish (events to Kafka), registry (webhooks, keys and jobs: as they
-// stand, and their one writer), deliveries (what the audit knows, and jobs).
+// stand, and their one writer), audit (what ClickHouse knows), deliveries (those
+// made again, and jobs).
 package ingest
 
 import (
@@ -13,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/postrider/postrider/ingest/api"
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/ingest/deliveries"
 	"github.com/postrider/postrider/ingest/publish"
 	"github.com/postrider/postrider/ingest/registry"
@@ -60,18 +62,18 @@ func Run(ctx context.Context, cfg Config, p *process.Process) error {
 	if err != nil {
 		return err
 	}
-	audit, auditRun := cfg.Audit, func(ctx context.Context) error { <-ctx.Done(); return nil }
-	if audit == nil {
-		opened, err := deliveries.Open(cfg.ClickHouse, p.Health.Dependency("clickhouse", process.Degradable), p.Metrics)
+	asked, auditRun := cfg.Audit, func(ctx context.Context) error { <-ctx.Done(); return nil }
+	if asked == nil {
+		opened, err := audit.Open(cfg.ClickHouse, p.Health.Dependency("clickhouse", process.Degradable), p.Metrics)
 		if err != nil {
 			return err
 		}
-		audit, auditRun = opened, opened.Run
+		asked, auditRun = opened, opened.Run
 	}
-	jobs := deliveries.NewJobs(rows, audit, cfg.Instance, p.Log, p.Metrics)
+	jobs := deliveries.NewJobs(rows, asked, cfg.Instance, p.Log, p.Metrics)
 	watch := &watch{cfg: cfg.Kafka, clientID: clientID, log: p.Log, kafka: p.Health.Dependency("kafka", process.Required)}
 	server := api.New(api.Options{
-		Topics: cfg.Kafka.Topics(), Registry: rows, Publisher: publisher, Audit: audit, Instance: cfg.Instance,
+		Topics: cfg.Kafka.Topics(), Registry: rows, Publisher: publisher, Audit: asked, Instance: cfg.Instance,
 		Open: watch.open.Load, DeliveriesID: func() [16]byte { return *watch.deliveriesID.Load() },
 		Targets: targets, KeyRing: ring, AdminKey: cfg.AdminKey, KeyRate: keyRate, OpenAPI: schemas.OpenAPI(),
 		Log: p.Log, Metrics: p.Metrics,

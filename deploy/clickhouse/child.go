@@ -38,6 +38,7 @@ type childOrder struct {
 	Program      program
 	Dir          string
 	HTTP, Native netip.AddrPort
+	Users        string
 }
 
 func (o childOrder) environ() (string, error) {
@@ -109,15 +110,32 @@ func (o childOrder) serveLibrary() error {
 	var resultError func(result uintptr) string
 	purego.RegisterLibFunc(&queryCmdline, handle, "chdb_query_cmdline")
 	purego.RegisterLibFunc(&resultError, handle, "chdb_result_error")
-	args := cStrings(
-		"clickhouse", "--path="+o.Dir, "--listen_host="+o.HTTP.Addr().String(),
+	options, err := o.libraryUsers()
+	if err != nil {
+		return err
+	}
+	args := cStrings(append(options,
+		"--path="+o.Dir, "--listen_host="+o.HTTP.Addr().String(),
 		fmt.Sprintf("--http_port=%d", o.HTTP.Port()), fmt.Sprintf("--tcp_port=%d", o.Native.Port()),
 		// Native first: whoever gets an answer over HTTP finds both open.
 		"--query=SYSTEM START LISTEN TCP; SYSTEM START LISTEN HTTP; "+keepOpen+
 			" SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0 FORMAT Null",
-	)
+	)...)
 	result := queryCmdline(int32(len(args)-1), args) //nolint:gosec // six arguments
 	return fmt.Errorf("running ClickHouse library: %s", resultError(result))
+}
+
+// libraryUsers returns the first arguments of the library, with those that name its users.
+func (o childOrder) libraryUsers() ([]string, error) {
+	if o.Users == "" {
+		return []string{"clickhouse"}, nil
+	}
+	config := filepath.Join(filepath.Dir(o.Dir), "users-config.xml")
+	text := "<clickhouse><users_config>" + escape(o.Users) + "</users_config></clickhouse>\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return nil, fmt.Errorf("writing ClickHouse's configuration: %w", err)
+	}
+	return []string{"clickhouse", "--config-file=" + config}, nil
 }
 
 // endLibrary waits for the parent's order and ends the server. Cancelling the
@@ -187,10 +205,9 @@ func (o childOrder) runBinary() error {
 // serverConfig is a whole server configuration: one user without a password, who
 // may come from loopback addresses, and none of the system log tables.
 func (o childOrder) serverConfig(path string) string {
-	text := func(s string) string {
-		var b strings.Builder
-		_ = xml.EscapeText(&b, []byte(s)) // a strings.Builder takes everything
-		return b.String()
+	users := path
+	if o.Users != "" {
+		users = o.Users
 	}
 	return fmt.Sprintf(`<?xml version="1.0"?>
 <clickhouse>
@@ -218,7 +235,14 @@ func (o childOrder) serverConfig(path string) string {
     </default>
   </users>
 </clickhouse>
-`, text(o.Dir), o.HTTP.Addr(), o.HTTP.Port(), o.Native.Port(), text(path))
+`, escape(o.Dir), o.HTTP.Addr(), o.HTTP.Port(), o.Native.Port(), escape(users))
+}
+
+// escape makes a text what XML shows it as.
+func escape(s string) string {
+	var b strings.Builder
+	_ = xml.EscapeText(&b, []byte(s)) // a strings.Builder takes everything
+	return b.String()
 }
 
 func envWithout(environ []string, name string) []string {

@@ -1,7 +1,8 @@
 // Package clickhouse runs a real ClickHouse server as a child process: a
 // `clickhouse` binary where one is on PATH, else the server inside the npm
-// package @chdb/lib-…, fetched once into a cache folder. The server has no users
-// and no access control, so it listens on loopback addresses only.
+// package @chdb/lib-…, fetched once into a cache folder. The server has one user,
+// without a password, unless it is given others, so it listens on loopback
+// addresses only.
 //
 // The child is the caller's own binary, run again: a main (or TestMain) that
 // starts a server calls [ChildMain] before anything else. The child ignores
@@ -49,6 +50,11 @@ type Config struct {
 	// Database is created, ENGINE = Atomic, before Start returns: `default` is
 	// special in the library's server. Empty means postrider.
 	Database string
+	// Users is the path of a users.xml with users, their profiles, grants and row
+	// policies; the user default, without a password and with every right, must be
+	// among them. Empty: there is only that one. (What CREATE USER, ROLE and ROW POLICY
+	// make, the library's server has nowhere to keep.)
+	Users string
 	// CacheDir keeps the fetched library; empty means DefaultCacheDir.
 	CacheDir string
 	// Log is told of a fetch and of an unexpected end; nil means slog.Default.
@@ -155,7 +161,7 @@ func (s *Server) spawn(p program, lock *os.File) error {
 	// No CommandContext: a server outlives the context of its start.
 	cmd := exec.Command(self) //nolint:noctx,gosec // our own binary; ended through its standard input
 	cmd.Args = []string{"postrider-clickhouse"}
-	env, err := childOrder{Program: p, Dir: s.dataDir(), HTTP: s.http, Native: s.native}.environ()
+	env, err := childOrder{Program: p, Dir: s.dataDir(), HTTP: s.http, Native: s.native, Users: s.cfg.Users}.environ()
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 func clickhouseCommand() *cobra.Command {
 	return group("clickhouse", "Prepare ClickHouse for the audit",
 		leaf("migrate", "Create the database and its tables, or bring them up to date", &migrate{}),
+		leaf("grants", "Show the statements that let an organization read its part of the audit with SQL, and nothing else.\nThey are for a server with access control, and run by who may grant: postrider clickhouse grants … | clickhouse client", &grants{}),
 	)
 }
 
@@ -74,4 +75,36 @@ func (m *migrate) run(ctx context.Context, t *terminal) (err error) {
 		return t.showLine("Database %s is at version %d already.", database, after)
 	}
 	return t.showLine("Database %s was at version %d and is at version %d now.", database, before, after)
+}
+
+// grants shows statements, and runs none: whoever may grant is no user of ours.
+type grants struct {
+	clickhouse clickhouse.Config
+	reader     clickhouse.Reader
+}
+
+// Register implements process.Registrar.
+func (g *grants) Register(s *process.Settings) {
+	g.clickhouse.Register(s)
+	s.String(&g.reader.Organization, "organization", "", "whose rows it may read; its role is postrider_<organization>")
+	s.Bool(&g.reader.Payloads, "payloads", false, "let it read bodies too: of events, and of what targets answered")
+	s.String(&g.reader.Service, "service-user", "", "user of ingest and sender, who is to see all rows: where a table has row policies, others may see none")
+	s.Required("organization")
+}
+
+func (g *grants) run(_ context.Context, t *terminal) error {
+	g.reader.Database = g.clickhouse.DatabaseName()
+	statements, err := clickhouse.Grants(g.reader)
+	if err != nil {
+		return err //nolint:wrapcheck // it says what it did
+	}
+	if t.asJSON {
+		return t.showJSON(map[string]any{"role": g.reader.Role(), "statements": statements})
+	}
+	for _, statement := range statements {
+		if err := t.showLine("%s;", statement); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/postrider/postrider/ingest/deliveries"
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
@@ -25,7 +25,7 @@ func deliveriesCommand() *cobra.Command {
 }
 
 // reason is what to tell people of the latest result.
-func reason(d *deliveries.Delivery) string {
+func reason(d *audit.Delivery) string {
 	if d.StatusCode == 0 {
 		return d.Reason
 	}
@@ -50,7 +50,7 @@ func (l *listDeliveries) Register(s *process.Settings) {
 	s.String(&l.since, "since", "", "only with a latest result of this time or later, such as 2026-11-25T12:00:00Z")
 	s.String(&l.until, "until", "", "only with a latest result of before this time")
 	s.Int(&l.limit, "limit", 100, "how many at most, 1 to 1,000")
-	s.String(&l.cursor, "cursor", "", "where the list before ended; it says so")
+	s.String(&l.cursor, "cursor", "", "where the same list ended before; it says so")
 }
 
 func (l *listDeliveries) run(ctx context.Context, t *terminal) error {
@@ -63,7 +63,7 @@ func (l *listDeliveries) run(ctx context.Context, t *terminal) error {
 			query.Set(name, value)
 		}
 	}
-	var found page[deliveries.Delivery]
+	var found page[audit.Delivery]
 	if err := l.api.call(ctx, t, "listing deliveries", http.MethodGet, "/v1/deliveries?"+query.Encode(), nil, &found); err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (l *listDeliveries) run(ctx context.Context, t *terminal) error {
 	}
 	err := t.showTable([]string{"ID", "WEBHOOK", "EVENT ID", "EVENT", "STATUS", "REASON", "ATTEMPTS", "UPDATED"}, rows)
 	if err == nil && found.Next != nil {
-		err = t.showLine("There are more: --cursor=%s", *found.Next)
+		err = t.showLine("There are more: the same with --cursor=%s", *found.Next)
 	}
 	return err
 }

@@ -142,7 +142,7 @@ func (d *rewrapped) all(ctx context.Context, rows *registry.Registry, ring schem
 			page []schemas.Webhook
 			err  error
 		)
-		if page, more, err = rows.Webhooks("", after, rewrapAtOnce); err != nil {
+		if page, more, err = rows.Webhooks("", after, rewrapAtOnce, nil); err != nil {
 			return err
 		}
 		var changes errgroup.Group

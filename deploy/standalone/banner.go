@@ -93,7 +93,7 @@ Post an event:
 See what came of it:
 
 `, b.rest, b.bearer, b.target)
-	const query = "SELECT started_at, event, attempt, result, reason, status_code, url FROM postrider.outcomes ORDER BY started_at DESC LIMIT 10"
+	const query = "SELECT started_at, event, attempt, result, reason, status_code, url FROM postrider.outcomes_v1 ORDER BY started_at DESC LIMIT 10"
 	if b.clickhouseHTTP == "" {
 		fmt.Fprintf(&text, "  %s\n\n", query)
 	} else {

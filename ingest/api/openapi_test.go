@@ -9,7 +9,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
-	"github.com/postrider/postrider/ingest/deliveries"
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
 )
@@ -42,17 +42,23 @@ func TestOpenAPIDescribesAnswers(t *testing.T) {
 		"KeyList":       reflect.TypeFor[list[registry.KeyView]](),
 
 		"AcceptedDelivery": reflect.TypeFor[accepted](),
-		"Delivery":         reflect.TypeFor[deliveries.Delivery](),
-		"DeliveryList":     reflect.TypeFor[list[deliveries.Delivery]](),
-		"Outcome":          reflect.TypeFor[deliveries.Outcome](),
 		"FilterTest":       reflect.TypeFor[filterTest](),
 		"FilterResult":     reflect.TypeFor[filterResult](),
+		"Delivery":         reflect.TypeFor[audit.Delivery](),
+		"DeliveryList":     reflect.TypeFor[list[audit.Delivery]](),
+		"Outcome":          reflect.TypeFor[audit.Outcome](),
+		"RoutedEvent":      reflect.TypeFor[audit.Event](),
+		"EventList":        reflect.TypeFor[list[audit.Event]](),
+		"Change":           reflect.TypeFor[audit.Change](),
+		"ChangeList":       reflect.TypeFor[list[audit.Change]](),
+		"WebhookStats":     reflect.TypeFor[audit.Stats](),
+		"Percentiles":      reflect.TypeFor[audit.Percentiles](),
 		"Retry":            reflect.TypeFor[retryBody](),
 		"Job":              reflect.TypeFor[registry.JobView](),
 	} {
 		var want []string
 		for _, field := range reflect.VisibleFields(answer) {
-			if member, _, _ := strings.Cut(field.Tag.Get("json"), ","); !field.Anonymous {
+			if member, _, _ := strings.Cut(field.Tag.Get("json"), ","); !field.Anonymous && field.IsExported() {
 				want = append(want, member)
 			}
 		}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"github.com/postrider/postrider/ingest/deliveries"
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/ingest/publish"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
@@ -112,13 +112,13 @@ func problemOf(err error) schemas.Problem {
 			pointer = wholeDocument
 		}
 		return problem(request.status, request.detail, schemas.FieldError{Code: request.code, Pointer: pointer, Detail: request.detail})
-	case errors.Is(err, registry.ErrNotFound), errors.Is(err, deliveries.ErrNotFound):
+	case errors.Is(err, registry.ErrNotFound), errors.Is(err, audit.ErrNotFound):
 		return whole(fasthttp.StatusNotFound, schemas.CodeNotFound, "there is no such thing here")
 	case errors.Is(err, registry.ErrTooMany):
 		return whole(fasthttp.StatusUnprocessableEntity, codeTooManyWebhooks, "this organization has as many webhooks as it may: delete one, or ask the operator")
 	case errors.Is(err, registry.ErrJobRunning):
 		return whole(fasthttp.StatusConflict, codeJobRunning, "a job of this webhook is running: wait for its end, or cancel it")
-	case errors.Is(err, deliveries.ErrUnavailable):
+	case errors.Is(err, audit.ErrUnavailable):
 		return whole(fasthttp.StatusServiceUnavailable, codeUnavailable,
 			"ClickHouse is away, or this takes it too long: try again, or ask for less (organization, webhook)")
 	case errors.Is(err, publish.ErrTooLarge):
@@ -161,10 +161,16 @@ func problem(status int, detail string, fields ...schemas.FieldError) schemas.Pr
 	return schemas.Problem{Type: "about:blank", Title: fasthttp.StatusMessage(status), Status: status, Detail: detail, Errors: fields}
 }
 
+// problemAt is the problem of one request.
+func problemAt(requestID string, err error) schemas.Problem {
+	p := problemOf(err)
+	p.Instance = "urn:postrider:request:" + requestID
+	return p
+}
+
 // refuse answers with a problem. What nobody outside may see of it goes to the log.
 func (s *Server) refuse(c *call, err error) {
-	p := problemOf(err)
-	p.Instance = "urn:postrider:request:" + c.requestID()
+	p := problemAt(c.requestID(), err)
 	var request *requestError
 	if errors.As(err, &request) && request.allow != "" {
 		c.http.Response.Header.Set(fasthttp.HeaderAllow, request.allow)

@@ -20,6 +20,7 @@ const (
 	pathEvents        = "/v1/events"
 	pathWebhooks      = "/v1/webhooks"
 	pathDeliveries    = "/v1/deliveries"
+	pathChanges       = "/v1/changes"
 	pathKeys          = "/v1/keys"
 	pathFilterTest    = "/v1/filters/test"
 	pathOpenAPI       = "/openapi.yaml"
@@ -75,7 +76,7 @@ func (s *Server) endpoints(c *call) []endpoint {
 	path := string(c.http.Path())
 	switch path {
 	case pathEvents:
-		return []endpoint{{"events", post, schemas.ScopeEventsWrite, s.postEvents}}
+		return []endpoint{{"events", get, look, s.listEvents}, {"events", post, schemas.ScopeEventsWrite, s.postEvents}}
 	case pathWebhookEvents:
 		return []endpoint{{"webhook_events", post, write, s.postWebhookEvents}}
 	case pathWebhooks:
@@ -106,6 +107,8 @@ func (s *Server) endpoints(c *call) []endpoint {
 			return []endpoint{{"webhook_secrets", post, write, s.postSecrets}}
 		case action == actionPause, action == actionResume, action == actionEnable:
 			return []endpoint{{"webhook_" + action, post, write, s.setState(action)}}
+		case action == "stats":
+			return []endpoint{{"webhook_stats", get, look, s.getStats}}
 		case action == actionRetry:
 			return []endpoint{{"webhook_retry", post, retry, s.startJob}}
 		case strings.HasPrefix(action, actionRetry+"/"):
@@ -113,21 +116,11 @@ func (s *Server) endpoints(c *call) []endpoint {
 			return []endpoint{{"webhook_retry_job", get, look, s.getJob}, {"webhook_retry_job", remove, retry, s.cancelJob}}
 		}
 	}
-	if rest, ok := strings.CutPrefix(path, pathDeliveries+"/"); ok {
-		id, action, _ := strings.Cut(rest, "/")
-		switch c.id = id; {
-		case id == "":
-		case rest == id:
-			return []endpoint{{"delivery", get, look, s.getDelivery}}
-		case action == actionRetry:
-			return []endpoint{{"delivery_retry", post, retry, s.retryDelivery}}
-		}
-	}
 	if id, ok := strings.CutPrefix(path, pathKeys+"/"); ok && id != "" && !strings.Contains(id, "/") {
 		c.id = id
 		return []endpoint{{"key", get, keys, s.getKey}, {"key", remove, keys, s.deleteKey}}
 	}
-	return nil
+	return s.auditEndpoints(c, path)
 }
 
 // call is one request on its way. fasthttp uses its memory again after the

@@ -21,7 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 
-	"github.com/postrider/postrider/ingest/deliveries"
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/ingest/publish"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
@@ -55,7 +55,7 @@ type Options struct {
 	Registry  *registry.Registry
 	Publisher *publish.Publisher
 	// Audit is asked what became of deliveries.
-	Audit deliveries.Audit
+	Audit audit.Audit
 	// DeliveriesID returns the id of the topic deliveries, known once Open says so.
 	DeliveriesID func() [16]byte
 	// Instance is this replica's name: it runs the jobs that are started here.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
@@ -54,7 +55,7 @@ type timing struct {
 // made exactly once, whoever dies when.
 type Jobs struct {
 	registry *registry.Registry
-	audit    Audit
+	audit    audit.Audit
 	instance string
 	log      *slog.Logger
 	made     *prometheus.CounterVec
@@ -73,9 +74,9 @@ type sight struct {
 }
 
 // NewJobs returns what runs the jobs of the replica with this name.
-func NewJobs(rows *registry.Registry, audit Audit, instance string, log *slog.Logger, metrics prometheus.Registerer) *Jobs {
+func NewJobs(rows *registry.Registry, asked audit.Audit, instance string, log *slog.Logger, metrics prometheus.Registerer) *Jobs {
 	j := &Jobs{
-		registry: rows, audit: audit, instance: instance, log: log,
+		registry: rows, audit: asked, instance: instance, log: log,
 		made: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postrider_ingest_job_deliveries_total",
 			Help: "Dead deliveries that jobs went through: made again, or skipped because the event's body is not kept.",
@@ -161,7 +162,7 @@ func (j *Jobs) work(ctx context.Context, id string) {
 	}
 	switch {
 	case ctx.Err() != nil, errors.Is(err, registry.ErrJobMoved), errors.Is(err, registry.ErrNotFound):
-	case errors.Is(err, ErrUnavailable), errors.Is(err, registry.ErrUnavailable):
+	case errors.Is(err, audit.ErrUnavailable), errors.Is(err, registry.ErrUnavailable):
 		j.log.Debug("running a job", "job", id, "error", err) // /readyz says so
 	default:
 		j.log.Warn("running a job", "job", id, "error", err)
@@ -218,7 +219,7 @@ func (j *Jobs) step(ctx context.Context, id string) (wait time.Duration, err err
 	if !whole {
 		f.Until = settled
 	}
-	page, err := j.audit.Ended(ctx, f, Place{job.AfterAt, job.AfterID}, min(job.Rate, maxStep))
+	page, err := j.audit.Ended(ctx, f, audit.Place{At: job.AfterAt, ID: job.AfterID}, min(job.Rate, maxStep))
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("reading deliveries of job %q: %w", id, err)
@@ -227,7 +228,7 @@ func (j *Jobs) step(ctx context.Context, id string) (wait time.Duration, err err
 	case len(page) == 0:
 		return min(time.Until(job.Until.Add(j.timing.settle)), j.timing.second), nil
 	}
-	events, err := j.audit.Events(ctx, page)
+	events, err := j.audit.EventsOf(ctx, page)
 	if err != nil {
 		return 0, fmt.Errorf("reading events of job %q: %w", id, err)
 	}
@@ -242,15 +243,15 @@ func (j *Jobs) step(ctx context.Context, id string) (wait time.Duration, err err
 
 // DeadOf says which deliveries a job sends again. None that it makes itself is
 // among them: their clock may be behind, but they are made after it was.
-func DeadOf(job *schemas.Job) Filter {
-	return Filter{
+func DeadOf(job *schemas.Job) audit.Filter {
+	return audit.Filter{
 		Organization: job.Organization, WebhookID: job.WebhookID, Status: string(schemas.ResultDead),
 		Since: job.Since, Until: job.Until, RoutedBefore: job.CreatedAt,
 	}
 }
 
 // again makes the deliveries of a step, and puts the job behind those of the page.
-func again(next *schemas.Job, page []Delivery, events []*schemas.Event, w *schemas.Webhook) []schemas.Delivery {
+func again(next *schemas.Job, page []audit.Delivery, events []*schemas.Event, w *schemas.Webhook) []schemas.Delivery {
 	at := next.MovedAt
 	if at.Before(next.CreatedAt) {
 		at = next.CreatedAt // another replica's clock

@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/goleak"
 
+	"github.com/postrider/postrider/ingest/audit"
 	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/kafka"
@@ -25,8 +26,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeAudit has n dead deliveries; it is asked by jobs only.
 type fakeAudit struct {
-	Audit
-	rows   []Delivery
+	audit.Audit
+	rows   []audit.Delivery
 	before func(ctx context.Context, call int) error // each answer of Ended; nil: nothing
 	calls  int
 }
@@ -36,7 +37,7 @@ var longAgo = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC) //nolint:gochecknoglob
 func newFakeAudit(n int) *fakeAudit {
 	f := &fakeAudit{}
 	for i := range n {
-		f.rows = append(f.rows, Delivery{
+		f.rows = append(f.rows, audit.Delivery{
 			ID:           schemas.DeliveryID{Offset: int64(i)}.String(),
 			Organization: "acme", WebhookID: "wh_1", EventID: fmt.Sprint("event-", i), Event: "a.b", Status: "dead",
 			AcceptedAt: longAgo, UpdatedAt: longAgo.Add(time.Duration(i/7) * time.Second), // several in a moment
@@ -45,8 +46,8 @@ func newFakeAudit(n int) *fakeAudit {
 	return f
 }
 
-func (f *fakeAudit) Ended(ctx context.Context, q Filter, after Place, limit int) ([]Delivery, error) {
-	var found []Delivery
+func (f *fakeAudit) Ended(ctx context.Context, q audit.Filter, after audit.Place, limit int) ([]audit.Delivery, error) {
+	var found []audit.Delivery
 	for _, d := range f.rows {
 		if cmp.Or(d.UpdatedAt.Compare(after.At), cmp.Compare(d.ID, after.ID)) > 0 && d.UpdatedAt.Before(q.Until) && len(found) < limit {
 			found = append(found, d)
@@ -59,7 +60,7 @@ func (f *fakeAudit) Ended(ctx context.Context, q Filter, after Place, limit int)
 }
 
 // Events have no body where their number ends in 9, and are too large for more than 60 together.
-func (f *fakeAudit) Events(_ context.Context, of []Delivery) ([]*schemas.Event, error) {
+func (f *fakeAudit) EventsOf(_ context.Context, of []audit.Delivery) ([]*schemas.Event, error) {
 	events := make([]*schemas.Event, min(len(of), 60))
 	for i := range events {
 		if id := of[i].EventID; id[len(id)-1] != '9' {
@@ -101,14 +102,14 @@ func (unheard) Up()        {}
 func (unheard) Down(error) {}
 
 // startReplica starts a registry, and jobs if they shall run by themselves.
-func startReplica(t *testing.T, cfg kafka.Config, name string, audit Audit, run bool) *replica {
+func startReplica(t *testing.T, cfg kafka.Config, name string, asked audit.Audit, run bool) *replica {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	rows, err := registry.New(cfg, registry.Process{ClientID: name, Log: log, Metrics: prometheus.NewRegistry(), Health: unheard{}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{registry: rows, jobs: NewJobs(rows, audit, name, log, prometheus.NewRegistry())}
+	r := &replica{registry: rows, jobs: NewJobs(rows, asked, name, log, prometheus.NewRegistry())}
 	r.jobs.timing = timing{look: 10 * time.Millisecond, patience: 300 * time.Millisecond, keep: time.Hour, second: 20 * time.Millisecond}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	loops := []func(context.Context) error{rows.Follow, rows.Write}
@@ -431,30 +432,5 @@ func TestEndedJobsAreDropped(t *testing.T) {
 	r.jobs.sweep(t.Context(), all) // as another replica would, a moment late
 	if kept := jobs(); len(kept) != 1 || !kept[0].Running() {
 		t.Errorf("got %+v, want the job that runs", kept)
-	}
-}
-
-func TestFitting(t *testing.T) {
-	of := newFakeAudit(4).rows
-	sizes := func(sizes ...int) map[eventKey]int {
-		m := map[eventKey]int{}
-		for i, size := range sizes {
-			m[keyOf(&of[i])] = size
-		}
-		return m
-	}
-	for _, c := range []struct {
-		sizes map[eventKey]int
-		want  int
-	}{
-		{sizes(), 4},
-		{sizes(1, 2, 3, 4), 4},
-		{sizes(maxEventBytes, 0, 0, 1), 3},
-		{sizes(maxEventBytes/2, maxEventBytes/2, 1, 0), 2},
-		{sizes(2*maxEventBytes, 1, 1, 1), 1},
-	} {
-		if got := fitting(of, c.sizes); got != c.want {
-			t.Errorf("fitting(%v) = %d, want %d", c.sizes, got, c.want)
-		}
 	}
 }

@@ -47,7 +47,8 @@ func TestMigrate(t *testing.T) {
 		t.Errorf("version is %d, %v, want %d", version, err, clickhouse.Latest())
 	}
 	w.wantQuery(t, "SELECT name FROM system.tables WHERE database = '{db}' ORDER BY name", strings.Join([]string{
-		"changes", "deliveries", "delivery_states", "event_copies", "event_log", "events", "outcomes", "schema_migrations", "webhooks",
+		"changes", "changes_v1", "deliveries", "deliveries_v1", "delivery_states", "event_copies", "event_log", "events", "events_v1",
+		"outcomes", "outcomes_v1", "schema_migrations", "webhooks", "webhooks_v1",
 	}, "\n"))
 }
 

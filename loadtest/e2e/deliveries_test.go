@@ -25,8 +25,12 @@ type shown struct {
 	RoutedAt                                       time.Time `json:"routed_at"`
 	UpdatedAt                                      time.Time `json:"updated_at"`
 	Outcomes                                       []struct {
-		Result       string
-		ResponseBody []byte `json:"response_body"`
+		Result, Sender string
+		DurationMS     float64 `json:"duration_ms"`
+		ConnectMS      float64 `json:"connect_ms"`
+		FirstByteMS    float64 `json:"first_byte_ms"`
+		ResponseHead   string  `json:"response_head"`
+		ResponseBody   []byte  `json:"response_body"`
 	}
 }
 
@@ -200,6 +204,23 @@ func (s *system) checkDelivery(t *testing.T, d shown) {
 	}
 	if len(one.Outcomes) != 2 || one.Outcomes[0].Result != "retry" || one.Outcomes[1].Result != "dead" || string(one.Outcomes[1].ResponseBody) != "broken" {
 		t.Errorf("got %s, want a retry, then its end, with what the target said", a.Body)
+	}
+	for _, o := range one.Outcomes {
+		// The name is an address, and the connection may be there already: then there is nothing to connect.
+		if o.Sender == "" || o.FirstByteMS <= 0 || o.DurationMS < o.ConnectMS+o.FirstByteMS || !strings.HasPrefix(o.ResponseHead, "HTTP/1.1 500") {
+			t.Errorf("got outcome %+v, want who made it, how long its steps took, and the answer's head", o)
+		}
+	}
+	event := s.want(t, http.StatusOK, http.MethodGet, "/v1/events/"+d.EventID+"?organization=acme", "")
+	if !strings.Contains(string(event.Body), `"payload":{"n":`) || !strings.Contains(string(event.Body), d.ID) || !strings.Contains(string(event.Body), `"matches":1`) {
+		t.Errorf("got event %s, want its payload and the delivery that matched it", event.Body)
+	}
+	if a := s.want(t, http.StatusOK, http.MethodGet, "/v1/changes?organization=acme&object=webhook&object_id="+d.WebhookID, ""); !strings.Contains(string(a.Body), `"action":"created"`) {
+		t.Errorf("got changes %s, want that the webhook was created", a.Body)
+	}
+	stats := s.want(t, http.StatusOK, http.MethodGet, "/v1/webhooks/"+d.WebhookID+"/stats", "")
+	if !strings.Contains(string(stats.Body), `"status_codes":{"500":14}`) || !strings.Contains(string(stats.Body), `"attempt_ms":{"p50":`) {
+		t.Errorf("got statistics %s, want fourteen answers of 500", stats.Body)
 	}
 	key := s.key(t, "acme", schemas.ScopeDeliveriesRead)
 	if a := s.as(t, key, http.MethodGet, path, ""); a.Status != http.StatusOK || strings.Contains(string(a.Body), "response_body") {
