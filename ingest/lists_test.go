@@ -62,7 +62,7 @@ func TestListWebhooksThatAre(t *testing.T) {
 		r.do(t, request{method: "GET", path: "/v1/webhooks?" + query}).want(t, http.StatusOK)
 	}
 	for _, query := range []string{
-		"state=", "state=enabled", "state=active&state=paused", "account=", "account=" + long(129), "url=" + long(2049), "event=" + long(201), "event=a+b", "event=.a",
+		"state=enabled", "state=active&state=paused", "states=active", "account=" + long(129), "url=" + long(2049), "event=" + long(201), "event=a+b", "event=.a",
 		"metadata=team", "metadata=%3Ablue", "metadata=" + long(64) + "%3A" + long(513),
 	} {
 		r.do(t, request{method: "GET", path: "/v1/webhooks?" + query}).want(t, http.StatusUnprocessableEntity).wantError(t, "invalid_parameter", "#")

@@ -234,7 +234,7 @@ func TestListWebhooks(t *testing.T) {
 	if data, _ := all.json["data"].([]any); len(data) != 7 {
 		t.Errorf("got %d webhooks of all organizations, want 7", len(data))
 	}
-	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "cursor=zz"} {
+	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "cursor=" + strings.Repeat("z", 129)} {
 		r.do(t, request{method: "GET", path: "/v1/webhooks?" + query}).
 			want(t, http.StatusUnprocessableEntity).wantError(t, "invalid_parameter", "#")
 	}

@@ -19,14 +19,14 @@ type keyCreated struct {
 }
 
 func (s *Server) listKeys(ctx context.Context, c *call) error {
-	organization, after, limit, err := c.page()
-	if err != nil {
-		return err
+	p, organization, after := c.page()
+	if p.err != nil {
+		return p.err
 	}
 	if err := s.Registry.Fresh(ctx); err != nil {
 		return err
 	}
-	rows, more, err := s.Registry.Keys(organization, after, limit)
+	rows, more, err := s.Registry.Keys(organization, after, p.limit)
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (s *Server) listKeys(ctx context.Context, c *call) error {
 		page.Data[i] = registry.ViewKey(&rows[i])
 	}
 	if more {
-		page.Next = cursorOf(rows[len(rows)-1].ID)
+		page.Next = p.next(c, rows[len(rows)-1].ID)
 	}
 	return c.answer(fasthttp.StatusOK, page)
 }

@@ -23,6 +23,8 @@ const (
 	maxID           = 64
 	maxEventID      = 256
 	maxOrganization = 128
+	maxURL          = 2048
+	maxMetadata     = 64 + 1 + 512 // a key, a colon and its value
 	// maxCursor is more than a cursor has.
 	maxCursor = 128
 
@@ -175,31 +177,64 @@ const cursorSum = 8
 //nolint:gochecknoglobals // a constant; strict: one cursor, one text
 var cursorEncoding = base64.RawURLEncoding.Strict()
 
-func cursorAt(place audit.Place, question string) *string {
-	text := strconv.FormatInt(place.At.UnixMilli(), 10) + "/" + place.ID
+func sealCursor(text, question string) *string {
 	sum := sha256.Sum256([]byte(question + "\n" + text))
 	return new(cursorEncoding.EncodeToString(append(sum[:cursorSum:cursorSum], text...)))
 }
 
-// placeAt reads what cursorAt wrote for the same question.
-func placeAt(cursor, question string) (audit.Place, error) {
+// openCursor reads what sealCursor wrote for the same question; of no cursor, nothing.
+func openCursor(cursor, question string) (text string, err error) {
 	if cursor == "" {
-		return audit.Place{}, nil
-	}
-	refused := &requestError{
-		status: fasthttp.StatusBadRequest, code: codeInvalidParameter,
-		detail: "query parameter cursor must be what next was on the page before, with the other parameters as they were",
+		return "", nil
 	}
 	raw, err := cursorEncoding.DecodeString(cursor)
 	if err != nil || len(raw) < cursorSum {
-		return audit.Place{}, refused
+		return "", errCursor
 	}
-	text := string(raw[cursorSum:])
+	text = string(raw[cursorSum:])
 	sum := sha256.Sum256([]byte(question + "\n" + text))
+	if subtle.ConstantTimeCompare(sum[:cursorSum], raw[:cursorSum]) != 1 {
+		return "", errCursor
+	}
+	return text, nil
+}
+
+//nolint:gochecknoglobals // a constant
+var errCursor = &requestError{
+	status: fasthttp.StatusBadRequest, code: codeInvalidParameter,
+	detail: "query parameter cursor must be what next was on the page before, with the other parameters as they were",
+}
+
+// cursorAt is the cursor of a page of the audit that ended at a place.
+func cursorAt(place audit.Place, question string) *string {
+	return sealCursor(strconv.FormatInt(place.At.UnixMilli(), 10)+"/"+place.ID, question)
+}
+
+// placeAt reads what cursorAt wrote for the same question.
+func placeAt(cursor, question string) (audit.Place, error) {
+	text, err := openCursor(cursor, question)
+	if text == "" || err != nil {
+		return audit.Place{}, err
+	}
 	at, id, _ := strings.Cut(text, "/")
 	ms, err := strconv.ParseInt(at, 10, 64)
-	if _, bad := schemas.ParseDeliveryID(id); err != nil || bad != nil || subtle.ConstantTimeCompare(sum[:cursorSum], raw[:cursorSum]) != 1 {
-		return audit.Place{}, refused
+	if _, bad := schemas.ParseDeliveryID(id); err != nil || bad != nil {
+		return audit.Place{}, errCursor
 	}
 	return audit.Place{At: time.UnixMilli(ms).UTC(), ID: id}, nil
 }
+
+// page reads the parameters of a list of what the registry has, which may have more
+// than those of every list. A page begins after a row's id.
+func (c *call) page(more ...string) (p *parameters, organization, after string) {
+	p = c.parameters(append(more, "organization")...)
+	organization = p.organization(c.who)
+	after, err := openCursor(p.cursor, p.question(c))
+	if err != nil {
+		p.refuse(err)
+	}
+	return p, organization, after
+}
+
+// next is the cursor of the page after a row's id.
+func (p *parameters) next(c *call, id string) *string { return sealCursor(id, p.question(c)) }

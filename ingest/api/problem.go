@@ -89,10 +89,6 @@ func invalidParameter(name, allowed string) *requestError {
 	}
 }
 
-func invalidCursor() *requestError {
-	return invalidParameter("cursor", "what next was on the page before")
-}
-
 // problemOf is the one place where an error becomes an HTTP status and its
 // words. What it does not know is a 500, and told to nobody outside.
 func problemOf(err error) schemas.Problem {

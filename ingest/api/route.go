@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -69,9 +68,9 @@ func (s *Server) route(c *call) (endpoint, error) {
 // endpoints returns those of the request's path, and sets the id that is part of it.
 func (s *Server) endpoints(c *call) []endpoint {
 	const (
-		get, post, patch, remove = fasthttp.MethodGet, fasthttp.MethodPost, fasthttp.MethodPatch, fasthttp.MethodDelete
-		read, write, keys        = schemas.ScopeWebhooksRead, schemas.ScopeWebhooksWrite, schemas.ScopeKeysWrite
-		look, retry              = schemas.ScopeDeliveriesRead, schemas.ScopeDeliveriesRetry
+		get, post, remove = fasthttp.MethodGet, fasthttp.MethodPost, fasthttp.MethodDelete
+		read, write, keys = schemas.ScopeWebhooksRead, schemas.ScopeWebhooksWrite, schemas.ScopeKeysWrite
+		look              = schemas.ScopeDeliveriesRead
 	)
 	path := string(c.http.Path())
 	switch path {
@@ -93,34 +92,45 @@ func (s *Server) endpoints(c *call) []endpoint {
 		return []endpoint{{"webhook_keys", get, scopeNone, s.getWebhookKeys}}
 	}
 	if rest, ok := strings.CutPrefix(path, pathWebhooks+"/"); ok {
-		id, action, _ := strings.Cut(rest, "/")
-		c.id = id
-		switch {
-		case id == "":
-		case rest == id:
-			return []endpoint{
-				{"webhook", get, read, s.getWebhook}, {"webhook", patch, write, s.patchWebhook}, {"webhook", remove, write, s.deleteWebhook},
-			}
-		case action == schemas.PingName:
-			return []endpoint{{"webhook_ping", post, write, s.pingWebhook}}
-		case action == "secrets":
-			return []endpoint{{"webhook_secrets", post, write, s.postSecrets}}
-		case action == actionPause, action == actionResume, action == actionEnable:
-			return []endpoint{{"webhook_" + action, post, write, s.setState(action)}}
-		case action == "stats":
-			return []endpoint{{"webhook_stats", get, look, s.getStats}}
-		case action == actionRetry:
-			return []endpoint{{"webhook_retry", post, retry, s.startJob}}
-		case strings.HasPrefix(action, actionRetry+"/"):
-			c.job = strings.TrimPrefix(action, actionRetry+"/")
-			return []endpoint{{"webhook_retry_job", get, look, s.getJob}, {"webhook_retry_job", remove, retry, s.cancelJob}}
-		}
+		return s.webhookEndpoints(c, rest)
 	}
 	if id, ok := strings.CutPrefix(path, pathKeys+"/"); ok && id != "" && !strings.Contains(id, "/") {
 		c.id = id
 		return []endpoint{{"key", get, keys, s.getKey}, {"key", remove, keys, s.deleteKey}}
 	}
 	return s.auditEndpoints(c, path)
+}
+
+// webhookEndpoints returns those of a path below a webhook's.
+func (s *Server) webhookEndpoints(c *call, rest string) []endpoint {
+	const (
+		get, post, patch, remove = fasthttp.MethodGet, fasthttp.MethodPost, fasthttp.MethodPatch, fasthttp.MethodDelete
+		read, write              = schemas.ScopeWebhooksRead, schemas.ScopeWebhooksWrite
+		look, retry              = schemas.ScopeDeliveriesRead, schemas.ScopeDeliveriesRetry
+	)
+	id, action, _ := strings.Cut(rest, "/")
+	c.id = id
+	switch {
+	case id == "":
+	case rest == id:
+		return []endpoint{
+			{"webhook", get, read, s.getWebhook}, {"webhook", patch, write, s.patchWebhook}, {"webhook", remove, write, s.deleteWebhook},
+		}
+	case action == schemas.PingName:
+		return []endpoint{{"webhook_ping", post, write, s.pingWebhook}}
+	case action == "secrets":
+		return []endpoint{{"webhook_secrets", post, write, s.postSecrets}}
+	case action == actionPause, action == actionResume, action == actionEnable:
+		return []endpoint{{"webhook_" + action, post, write, s.setState(action)}}
+	case action == "stats":
+		return []endpoint{{"webhook_stats", get, look, s.getStats}}
+	case action == actionRetry:
+		return []endpoint{{"webhook_retry", post, retry, s.startJob}}
+	case strings.HasPrefix(action, actionRetry+"/"):
+		c.job = strings.TrimPrefix(action, actionRetry+"/")
+		return []endpoint{{"webhook_retry_job", get, look, s.getJob}, {"webhook_retry_job", remove, retry, s.cancelJob}}
+	}
+	return nil
 }
 
 // call is one request on its way. fasthttp uses its memory again after the
@@ -173,39 +183,6 @@ func (c *call) answer(status int, v any) error {
 type list[T any] struct {
 	Data []T     `json:"data"`
 	Next *string `json:"next"` // cursor of the next page, null on the last
-}
-
-// page reads the parameters that every list has.
-func (c *call) page() (organization, after string, limit int, err error) {
-	query := c.http.QueryArgs()
-	limit = 100
-	if text := query.Peek("limit"); text != nil {
-		if limit, err = strconv.Atoi(string(text)); err != nil || limit < 1 || limit > 1000 {
-			return "", "", 0, invalidParameter("limit", "a number from 1 to 1,000")
-		}
-	}
-	if after, err = parseCursor(string(query.Peek("cursor"))); err != nil {
-		return "", "", 0, err
-	}
-	organization = string(query.Peek("organization"))
-	if organization, err = c.who.organizationFor(organization); err != nil {
-		return "", "", 0, err
-	}
-	return organization, after, limit, nil
-}
-
-// A cursor is the last id of a page, in a form that says not to look into it.
-func cursorOf(id string) *string {
-	text := hex.EncodeToString([]byte(id))
-	return &text
-}
-
-func parseCursor(text string) (after string, err error) {
-	id, err := hex.DecodeString(text)
-	if err != nil || len(id) > 64 {
-		return "", invalidCursor()
-	}
-	return string(id), nil
 }
 
 func (s *Server) getOpenAPI(_ context.Context, c *call) error {

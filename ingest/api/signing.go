@@ -138,15 +138,16 @@ type webhookKeys struct {
 
 // getWebhookKeys lists public keys: of one webhook (?webhook=), or of all, limit webhooks a page.
 func (s *Server) getWebhookKeys(ctx context.Context, c *call) error {
-	_, after, limit, err := c.page()
-	if err != nil {
-		return err
+	p, _, after := c.page("webhook")
+	id := p.text("webhook", maxID)
+	if p.err != nil {
+		return p.err
 	}
 	if err := s.Registry.Fresh(ctx); err != nil {
 		return err
 	}
 	answer := webhookKeys{Keys: []registry.PublicKey{}}
-	if id := string(c.http.QueryArgs().Peek("webhook")); id != "" {
+	if id != "" {
 		w, err := s.Registry.Webhook(ctx, id)
 		if err != nil {
 			return err
@@ -154,7 +155,7 @@ func (s *Server) getWebhookKeys(ctx context.Context, c *call) error {
 		answer.Keys = append(answer.Keys, registry.PublicKeys(w)...)
 		return c.answer(fasthttp.StatusOK, answer)
 	}
-	rows, more, err := s.Registry.Webhooks("", after, limit, nil)
+	rows, more, err := s.Registry.Webhooks("", after, p.limit, nil)
 	if err != nil {
 		return err
 	}
@@ -162,7 +163,7 @@ func (s *Server) getWebhookKeys(ctx context.Context, c *call) error {
 		answer.Keys = append(answer.Keys, registry.PublicKeys(&rows[i])...)
 	}
 	if more {
-		answer.Next = cursorOf(rows[len(rows)-1].ID)
+		answer.Next = p.next(c, rows[len(rows)-1].ID)
 	}
 	return c.answer(fasthttp.StatusOK, answer)
 }

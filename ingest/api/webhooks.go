@@ -105,18 +105,15 @@ func (s *Server) repeated(made, asked *schemas.Webhook) error {
 }
 
 func (s *Server) listWebhooks(ctx context.Context, c *call) error {
-	organization, after, limit, err := c.page()
-	if err != nil {
-		return err
+	p, organization, after := c.page(webhookParameters...)
+	keep := s.webhookQuery(p)
+	if p.err != nil {
+		return p.err
 	}
 	if err := s.Registry.Fresh(ctx); err != nil {
 		return err
 	}
-	keep, err := s.webhookQuery(c.http.QueryArgs())
-	if err != nil {
-		return err
-	}
-	rows, more, err := s.Registry.Webhooks(organization, after, limit, keep)
+	rows, more, err := s.Registry.Webhooks(organization, after, p.limit, keep)
 	if err != nil {
 		return err
 	}
@@ -125,7 +122,7 @@ func (s *Server) listWebhooks(ctx context.Context, c *call) error {
 		page.Data[i] = s.Registry.ViewWebhook(&rows[i])
 	}
 	if more {
-		page.Next = cursorOf(rows[len(rows)-1].ID)
+		page.Next = p.next(c, rows[len(rows)-1].ID)
 	}
 	return c.answer(fasthttp.StatusOK, page)
 }
