@@ -7,6 +7,7 @@ require (
 	github.com/Shopify/toxiproxy/v2 v2.12.0
 	github.com/miekg/dns v1.1.73
 	github.com/postrider/postrider/deploy v0.0.0
+	github.com/postrider/postrider/ingest v0.0.0
 	github.com/postrider/postrider/schemas v0.0.0
 	github.com/postrider/postrider/sender v0.0.0
 	github.com/prometheus/client_golang v1.25.0
@@ -55,7 +56,7 @@ require (
 	github.com/goccy/go-yaml v1.19.2 // indirect
 	github.com/golang/protobuf v1.5.4 // indirect
 	github.com/google/pprof v0.0.0-20230728192033-2ba5b33183c6 // indirect
-	github.com/google/uuid v1.6.0 // indirect
+	github.com/google/uuid v1.6.0
 	github.com/gorilla/mux v1.8.1 // indirect
 	github.com/gorilla/websocket v1.5.3 // indirect
 	github.com/grafana/k6-cloud-openapi-client-go v0.0.0-20260106090513-285631296b5d // indirect

@@ -156,7 +156,7 @@ func (c *ClickHouse) Event(ctx context.Context, organization, id string, payload
 		return Event{}, err
 	}
 	if event := kept[keyOf(&of)]; event != nil {
-		e.Payload = event.Payload
+		e.Payload = document(string(event.Payload))
 	}
 	return *e, nil
 }
