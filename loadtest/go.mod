@@ -8,6 +8,7 @@ require (
 	github.com/goccy/go-yaml v1.19.2
 	github.com/miekg/dns v1.1.73
 	github.com/postrider/postrider/deploy v0.0.0
+	github.com/postrider/postrider/ingest v0.0.0
 	github.com/postrider/postrider/schemas v0.0.0
 	github.com/postrider/postrider/sender v0.0.0
 	github.com/prometheus/client_golang v1.25.0
@@ -23,10 +24,7 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require (
-	github.com/postrider/postrider/ingest v0.0.0
-	pgregory.net/rapid v1.3.0
-)
+require pgregory.net/rapid v1.3.0
 
 require (
 	buf.build/gen/go/gogo/protobuf/protocolbuffers/go v1.36.11-20240617172848-e1dbca2775a7.1 // indirect

@@ -88,24 +88,18 @@ func asksForNDJSON(h *fasthttp.RequestCtx) bool {
 // ended says so in its last line, {"error": <problem>}, and in that the connection
 // is closed without the chunk that ends an answer (RFC 9112, section 7.1).
 func serveExport[T any](ctx context.Context, c *call, l listed[T]) error {
-	// It outlives the request's time, and ends with the server, or when nobody reads.
-	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	opening := context.AfterFunc(ctx, cancel)
-	rows, err := l.all(running)
-	if !opening() && err == nil {
-		// The time was over just then: what was opened is closed by reading of it.
-		err = rows.Each(func(*T) error { return context.Cause(ctx) })
-	}
+	rows, err := l.all(ctx)
 	if err != nil {
-		cancel()
 		return err
 	}
+	// It outlives the request's time, and ends with the server, or when nobody reads.
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	reader, writer := io.Pipe()
 	stopping, id := c.http.Done(), c.requestID()
 	problem := func(err error) schemas.Problem { return problemAt(id, err) }
 	go func() {
 		defer cancel()
-		_ = writer.CloseWithError(writeRows(writer, rows, l.hide, problem)) // nil is io.EOF: the end
+		_ = writer.CloseWithError(writeRows(running, writer, rows, l.hide, problem)) // nil is io.EOF: the end
 	}()
 	go func() {
 		defer cancel()
@@ -120,11 +114,11 @@ func serveExport[T any](ctx context.Context, c *call, l listed[T]) error {
 }
 
 // writeRows writes a line for each row, and one for what ended them too early.
-func writeRows[T any](w io.Writer, rows audit.Rows[T], hide func(*T), problem func(error) schemas.Problem) error {
+func writeRows[T any](ctx context.Context, w io.Writer, rows audit.Rows[T], hide func(*T), problem func(error) schemas.Problem) error {
 	lines := bufio.NewWriterSize(w, exportBuffer)
 	enc := json.NewEncoder(lines)
 	enc.SetEscapeHTML(false)
-	failed := rows.Each(func(row *T) error {
+	failed := rows.Each(ctx, func(row *T) error {
 		hide(row)
 		return enc.Encode(row)
 	})

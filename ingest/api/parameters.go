@@ -199,7 +199,6 @@ func openCursor(cursor, question string) (text string, err error) {
 	return text, nil
 }
 
-//nolint:gochecknoglobals // a constant
 var errCursor = &requestError{
 	status: fasthttp.StatusBadRequest, code: codeInvalidParameter,
 	detail: "query parameter cursor must be what next was on the page before, with the other parameters as they were",

@@ -3,7 +3,7 @@
 // writing the rows is the sender's, making new deliveries of them deliveries'.
 //
 // ClickHouse.Run watches ClickHouse. Each question is one query, bounded in time
-// and rows; an export is one query whose rows are handed on as they come.
+// and rows; an export is one after another.
 package audit
 
 import (
@@ -66,8 +66,9 @@ type Audit interface {
 	Stats(ctx context.Context, organization, webhookID string, since, until time.Time) (Stats, error)
 }
 
-// Rows are the rows of an export. Each hands them on as they come, and ends at the
-// first error, its own or fn's; it must be called, once, and frees what they hold.
+// Rows are the rows of an export, read page by page: what is there all the while
+// comes once. Each hands them on as they come, and ends at the first error, its own
+// or fn's, and with ctx; it must be called, once, and frees what they hold. fn's row is its own.
 type Rows[T any] interface {
-	Each(fn func(row *T) error) error
+	Each(ctx context.Context, fn func(row *T) error) error
 }

@@ -84,5 +84,14 @@ func (c *ClickHouse) Changes(ctx context.Context, f ChangeFilter, after Place, l
 
 // ExportChanges implements Audit.
 func (c *ClickHouse) ExportChanges(ctx context.Context, f ChangeFilter) (Rows[Change], error) {
-	return export(ctx, c, changesQuery("changes_export", "ORDER BY organization, object, object_id, at", f), scanChange)
+	return export(ctx, c, func(after *Change) *query {
+		q := changesQuery("changes_export", "ORDER BY organization, object, object_id, at, topic_id, partition, offset", f)
+		if after != nil {
+			at := placeOf(after.place)
+			q.and("(organization, object, object_id, at, topic_id, partition, offset) >"+
+				" (?, ?, ?, fromUnixTimestamp64Milli(?, 'UTC'), toUUID(?), toInt32(?), toInt64(?))",
+				after.Organization, after.Object, after.ObjectID, after.At.UnixMilli(), uuid.UUID(at.Topic).String(), at.Partition, at.Offset)
+		}
+		return q
+	}, scanChange)
 }

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,12 +20,12 @@ import (
 const (
 	// maxQuery bounds a question, within the 5 s that any request may take.
 	maxQuery = 4 * time.Second
-	// maxExport bounds an export, which whoever asked may stop at any time.
-	maxExport = time.Hour
-	// maxExports run at once; each holds a connection, of ten, and a block of rows.
+	// maxExportQuery bounds one of an export's: where few rows match, it looks through many.
+	maxExportQuery = time.Minute
+	// maxExports run at once; each holds a connection, of ten, and a page of rows.
 	maxExports = 4
-	// exportRows are in a block: some 4 MiB of deliveries.
-	exportRows = 8192
+	// exportRows are in a page: some 3 MiB of deliveries.
+	exportRows = 5000
 	// checkEvery is how often ClickHouse is asked whether it is there.
 	checkEvery = 2 * time.Second
 )
@@ -93,7 +94,8 @@ type query struct {
 	from    string // a table or view
 	where   []string
 	args    []any
-	rest    string // ORDER BY, LIMIT and the like
+	rest    string        // ORDER BY, LIMIT and the like
+	most    time.Duration // maxQuery if 0
 }
 
 func (q *query) and(condition string, args ...any) {
@@ -146,7 +148,8 @@ func (c *ClickHouse) observe(q *query, start time.Time, err error) {
 
 // ask runs a query and hands each row to scan.
 func (c *ClickHouse) ask(ctx context.Context, q *query, scan func(driver.Rows) error) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, maxQuery)
+	most := cmp.Or(q.most, maxQuery)
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	start := time.Now()
 	defer func() {
@@ -155,7 +158,7 @@ func (c *ClickHouse) ask(ctx context.Context, q *query, scan func(driver.Rows) e
 			err = c.failed(q, err)
 		}
 	}()
-	rows, err := c.conn.Query(ch.Context(ctx, ch.WithSettings(readOnly(maxQuery))), q.text(c.database), q.args...)
+	rows, err := c.conn.Query(ch.Context(ctx, ch.WithSettings(readOnly(most))), q.text(c.database), q.args...)
 	if err != nil {
 		return err
 	}
@@ -182,55 +185,59 @@ func list[T any](ctx context.Context, c *ClickHouse, q *query, scan func(driver.
 	return found, err
 }
 
-// export begins a query whose rows are handed on as they come. ctx holds until
-// they have ended.
-func export[T any](ctx context.Context, c *ClickHouse, q *query, scan func(driver.Rows, *T) error) (Rows[T], error) {
+// export begins to read all rows, by pages in the order of their table: next makes
+// the query for the page behind a row, nil for the first, which is a question like
+// any. Of the others each is read to its end also when nobody wants it any more, as
+// ClickHouse's library does not always outlive a query that is broken off.
+func export[T any](ctx context.Context, c *ClickHouse, next func(after *T) *query, scan func(driver.Rows, *T) error) (Rows[T], error) {
 	select {
 	case c.exports <- struct{}{}:
 	default:
-		return nil, c.failed(q, fmt.Errorf("%d exports run here already", maxExports))
+		return nil, c.failed(next(nil), fmt.Errorf("%d exports run here already", maxExports))
 	}
-	settings := readOnly(maxExport)
-	settings["max_block_size"], settings["max_threads"] = exportRows, 2
-	start := time.Now()
-	rows, err := c.conn.Query(ch.Context(ctx, ch.WithSettings(settings)), q.text(c.database), q.args...)
-	c.observe(q, start, err)
-	if err != nil {
+	e := &exported[T]{of: c, next: next, scan: scan}
+	if err := e.read(ctx, next(nil)); err != nil {
 		<-c.exports
-		return nil, c.failed(q, err)
+		return nil, err
 	}
-	return &exported[T]{c, q, rows, scan}, nil
+	return e, nil
 }
 
 // exported are the rows of an export in ClickHouse.
 type exported[T any] struct {
 	of   *ClickHouse
-	q    *query
-	rows driver.Rows
+	next func(after *T) *query
 	scan func(driver.Rows, *T) error
+	page []T // that was read, and not handed on
+}
+
+func (e *exported[T]) read(ctx context.Context, q *query) (err error) {
+	q.rest += fmt.Sprintf(" LIMIT %d", exportRows)
+	e.page, err = list(ctx, e.of, q, e.scan)
+	return err
 }
 
 // Each implements Rows.
-func (e *exported[T]) Each(fn func(row *T) error) (err error) {
-	defer func() {
-		if closing := e.rows.Close(); closing != nil && err == nil {
-			err = e.of.failed(e.q, closing)
+func (e *exported[T]) Each(ctx context.Context, fn func(row *T) error) error {
+	defer func() { <-e.of.exports }()
+	for {
+		for i := range e.page {
+			if err := fn(&e.page[i]); err != nil {
+				return err
+			}
 		}
-		<-e.of.exports
-	}()
-	for e.rows.Next() {
-		var row T
-		if err := e.scan(e.rows, &row); err != nil {
-			return e.of.failed(e.q, err)
+		if len(e.page) < exportRows {
+			return nil
 		}
-		if err := fn(&row); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		q := e.next(&e.page[exportRows-1])
+		q.most = maxExportQuery
+		if err := e.read(context.WithoutCancel(ctx), q); err != nil {
 			return err
 		}
 	}
-	if err := e.rows.Err(); err != nil {
-		return e.of.failed(e.q, err)
-	}
-	return nil
 }
 
 // known is a time, zero where the audit says 1970: it is not known.

@@ -136,9 +136,14 @@ func (c *ClickHouse) Deliveries(ctx context.Context, f Filter, after Place, limi
 
 // ExportDeliveries implements Audit.
 func (c *ClickHouse) ExportDeliveries(ctx context.Context, f Filter) (Rows[Delivery], error) {
-	q := deliveriesQuery("deliveries_export", "ORDER BY organization, webhook_id, delivery_id")
-	q.filter(f)
-	return export(ctx, c, q, scanDelivery)
+	return export(ctx, c, func(after *Delivery) *query {
+		q := deliveriesQuery("deliveries_export", "ORDER BY organization, webhook_id, delivery_id")
+		q.filter(f)
+		if after != nil {
+			q.and("(organization, webhook_id, delivery_id) > (?, ?, ?)", after.Organization, after.WebhookID, after.ID)
+		}
+		return q
+	}, scanDelivery)
 }
 
 // Ended implements Audit.

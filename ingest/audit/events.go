@@ -127,9 +127,25 @@ func (c *ClickHouse) Events(ctx context.Context, f EventFilter, after Place, lim
 
 // ExportEvents implements Audit. How often an event came again is not told.
 func (c *ClickHouse) ExportEvents(ctx context.Context, f EventFilter) (Rows[Event], error) {
-	q := eventsQuery("events_export", "ORDER BY organization, accepted_at", f)
-	q.andWebhook(c.database, f)
-	return export(ctx, c, q, scanEvent)
+	return export(ctx, c, func(after *Event) *query {
+		q := eventsQuery("events_export", "ORDER BY organization, accepted_at, topic_id, partition, offset", f)
+		q.andWebhook(c.database, f)
+		if after != nil {
+			at := placeOf(after.place)
+			q.and("(organization, accepted_at, topic_id, partition, offset) > (?, fromUnixTimestamp64Milli(?, 'UTC'), toUUID(?), toInt32(?), toInt64(?))",
+				after.Organization, after.AcceptedAt.UnixMilli(), uuid.UUID(at.Topic).String(), at.Partition, at.Offset)
+		}
+		return q
+	}, scanEvent)
+}
+
+// placeOf reads what scanning a row wrote.
+func placeOf(text string) schemas.DeliveryID {
+	at, err := schemas.ParseDeliveryID(text)
+	if err != nil {
+		panic("BUG: a row without its place: " + err.Error())
+	}
+	return at
 }
 
 // Event implements Audit.
@@ -156,7 +172,7 @@ func (c *ClickHouse) Event(ctx context.Context, organization, id string, payload
 		return Event{}, err
 	}
 	if event := kept[keyOf(&of)]; event != nil {
-		e.Payload = event.Payload
+		e.Payload = document(string(event.Payload))
 	}
 	return *e, nil
 }
