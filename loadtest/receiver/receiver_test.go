@@ -142,13 +142,18 @@ func TestVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req := Request{Body: body, Header: http.Header{}}
+	req := Request{Body: body, Header: http.Header{}, At: now.Add(time.Second)}
 	req.Header.Set("webhook-id", "msg_1")
 	req.Header.Set("webhook-timestamp", strconv.FormatInt(now.Unix(), 10))
 	req.Header.Set("webhook-signature", signature)
 	if err := req.Verify(secret); err != nil {
 		t.Error(err)
 	}
+	req.At = now.Add(tolerance + 2*time.Second)
+	if err := req.Verify(secret); err == nil {
+		t.Error("a request that came long after it was signed is verified")
+	}
+	req.At = now
 	req.Body = bytes.ReplaceAll(body, []byte("1"), []byte("2"))
 	if err := req.Verify(secret); err == nil {
 		t.Error("another body: got no error")
