@@ -63,6 +63,10 @@ type Topics struct {
 	Retry []string
 
 	RouterGroup, SenderGroup, AuditGroup string
+
+	// WebhooksWriter is the transactional id that all ingests share: it makes one of
+	// them the writer of the compacted topics.
+	WebhooksWriter string
 }
 
 // NewTopics names all topics and groups under prefix (usually DefaultPrefix).
@@ -82,9 +86,12 @@ func NewTopics(prefix string) Topics {
 		Outcomes:      prefix + "outcomes",
 		Changes:       prefix + "changes",
 		Rejected:      prefix + "rejected",
-		RouterGroup:   prefix + "router",
-		SenderGroup:   prefix + "sender",
-		AuditGroup:    prefix + "audit",
+
+		RouterGroup: prefix + "router",
+		SenderGroup: prefix + "sender",
+		AuditGroup:  prefix + "audit",
+
+		WebhooksWriter: prefix + "webhooks-writer",
 	}
 	for _, d := range RetryDelays() {
 		t.Retry = append(t.Retry, prefix+"deliveries.retry."+DelayName(d))

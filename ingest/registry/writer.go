@@ -26,8 +26,6 @@ const (
 	// txnTimeout frees the readers of a writer that was killed in the middle,
 	// should nobody take its place before (reliability.md, section 4).
 	txnTimeout = 5 * time.Second
-	// TransactionalID comes after the prefix. All replicas share it: it makes one of them the writer.
-	TransactionalID = "webhooks-writer"
 )
 
 // writer holds the shared transactional id while it can. One goroutine runs it.
@@ -166,7 +164,7 @@ func (w *writer) take(ctx context.Context) error {
 	}
 	cl, err := w.cfg.NewClient(
 		w.clientID+"-writer",
-		kgo.TransactionalID(w.topics.Prefix+TransactionalID),
+		kgo.TransactionalID(w.topics.WebhooksWriter),
 		kgo.TransactionTimeout(txnTimeout),
 		kgo.ProducerLinger(0),
 	)
@@ -175,7 +173,7 @@ func (w *writer) take(ctx context.Context) error {
 	}
 	if _, _, err := cl.ProducerID(ctx); err != nil {
 		cl.Close()
-		return fmt.Errorf("taking transactional id %q: %w", w.topics.Prefix+TransactionalID, err)
+		return fmt.Errorf("taking transactional id %q: %w", w.topics.WebhooksWriter, err)
 	}
 	w.cl = cl
 	w.takeovers.Inc()

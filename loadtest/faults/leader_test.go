@@ -149,7 +149,7 @@ func (l *leader) stopLeader(how string) (hit bool) {
 	} else {
 		l.broker.Suspend(l.t)
 	}
-	id := l.topics.Prefix + "webhooks-writer"
+	id := l.topics.WebhooksWriter
 	pipeline.Wait(l.t, 2*soon, "another leader of webhooks", func() error {
 		now := l.leads(ctx) // which a frozen broker may be asked for, and not answer
 		states, err := l.admin.DescribeTransactions(ctx, id)

@@ -79,7 +79,7 @@ func Grants(role Role, t schemas.Topics, own string) ([]Grant, error) {
 			check,
 			topics(opRead, append(tables, t.Keys, t.EventTypes, t.Jobs)...),
 			topics(opWrite, append(tables, t.Keys, t.EventTypes, t.Jobs, t.Events, t.Deliveries, t.Changes)...),
-			transactions(t.Prefix+"webhooks-writer", false),
+			transactions(t.WebhooksWriter, false),
 		}, nil
 	case RoleRouter:
 		return []Grant{
