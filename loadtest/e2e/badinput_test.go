@@ -262,7 +262,7 @@ func badCalls() []badRequest {
 		{name: "unknown path", path: "/v2/events", body: `{}`, status: 404, pointers: "#"},
 		{name: "unknown method", method: http.MethodPut, path: "/v1/webhooks", body: `{}`, status: 405, pointers: "#"},
 		{name: "bad limit", method: http.MethodGet, path: "/v1/webhooks?limit=0", status: 422, pointers: "#"},
-		{name: "bad cursor", method: http.MethodGet, path: "/v1/webhooks?cursor=next", status: 422, pointers: "#"},
+		{name: "bad cursor", method: http.MethodGet, path: "/v1/webhooks?cursor=next", status: 400, pointers: "#"},
 		{name: "long head", path: "/v1/events", headers: []string{"X-Long", strings.Repeat("x", 20<<10)}, body: `{}`, status: 431, pointers: "#"},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -92,9 +93,17 @@ func testEgressEverywhere(t *testing.T) {
 		fmt.Sprintf("%d\t%d\t%d", len(planted)+len(good), len(good), len(planted)))
 	reasons := s.query(t, `SELECT reason, count() FROM postrider.outcomes WHERE event_id = '`+id+`' AND result = 'dead' GROUP BY reason ORDER BY reason`)
 	for line := range strings.Lines(reasons) {
-		if reason, _, _ := strings.Cut(line, "\t"); !slices.Contains([]string{"invalid_target", "egress_denied", "dns_failed", "redirect"}, reason) {
+		reason, count, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		// On a busy machine some of the names that are asked for at once get no answer; most do.
+		if !slices.Contains([]string{"invalid_target", "egress_denied", "dns_failed", "dns_timeout", "redirect"}, reason) {
 			t.Errorf("deliveries died of %q", line)
 		}
+		if n, err := strconv.Atoi(count); reason == "egress_denied" && (err != nil || n < len(names)/2) {
+			t.Errorf("%s of %d names were refused for where they lead, want half of them at least", count, len(names))
+		}
+	}
+	if !strings.Contains(reasons, "egress_denied") {
+		t.Error("no name was refused for where it leads")
 	}
 	t.Logf("%d forbidden targets through REST, %d in the topic, %d neighbours; dead of:\n%s", len(texts), len(planted), len(good), reasons)
 }
