@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/postrider/postrider/ingest/registry"
 	"github.com/postrider/postrider/schemas"
 	"github.com/postrider/postrider/schemas/process"
 )
@@ -25,16 +26,9 @@ func keysCommand() *cobra.Command {
 
 // keyView is a key as the API shows it.
 type keyView struct {
-	ID           string   `json:"id"`
-	Organization string   `json:"organization,omitempty"`
-	Name         string   `json:"name,omitempty"`
-	Scopes       []string `json:"scopes"`
+	registry.KeyView
 
-	RateLimit  *schemas.RateLimit `json:"rate_limit,omitempty"`
-	CreatedAt  time.Time          `json:"created_at"`
-	LastUsedAt time.Time          `json:"last_used_at,omitzero"`
-	RevokedAt  time.Time          `json:"revoked_at,omitzero"`
-	Key        string             `json:"key,omitempty"` // only in the answer to its creation
+	Key string `json:"key,omitempty"` // only in the answer to its creation
 }
 
 type createKey struct {

@@ -57,20 +57,15 @@ func (s *Server) postEvents(ctx context.Context, c *call) error {
 	if err == nil {
 		f.key, err = c.idempotencyKey()
 	}
-	var end func(stored bool)
+	var run func(ask func() error) error
 	if err == nil {
-		end, err = s.repeats.begin(c, f.key, body)
+		run, err = s.repeats.begin(c, f.key, body)
 	}
 	if err != nil {
 		s.countRefusal(err)
 		return err
 	}
-	stored := true // also where this ends in a panic: nobody knows then
-	defer func() { end(stored) }()
-	if err = s.acceptEvents(ctx, c, body, f); err != nil {
-		stored = unknownEnd(err)
-	}
-	return err
+	return run(func() error { return s.acceptEvents(ctx, c, body, f) })
 }
 
 func (s *Server) acceptEvents(ctx context.Context, c *call, body []byte, f form) error {

@@ -61,12 +61,12 @@ func (c *call) idempotencyKey() (string, error) {
 	return key, nil
 }
 
-// begin notes that a request with a key has come, which end must follow. While one
-// with the same key runs it is 409; another request under a known key is 422.
-// A key is its caller's organization's, or that of a key for all its own.
-func (r *repeats) begin(c *call, key string, body []byte) (end func(stored bool), err error) {
+// begin notes that a request with a key has come; what it asks for must then be run.
+// While one with the same key runs it is 409; another request under a known key is
+// 422. A key is its caller's organization's, or that of a key for all its own.
+func (r *repeats) begin(c *call, key string, body []byte) (run func(ask func() error) error, err error) {
 	if key == "" {
-		return func(bool) {}, nil
+		return func(ask func() error) error { return ask() }, nil
 	}
 	caller := c.who.organization
 	if caller == "" {
@@ -91,17 +91,20 @@ func (r *repeats) begin(c *call, key string, body []byte) (end func(stored bool)
 	}
 	this := &repeat{request: request, begunAt: time.Now(), running: true}
 	r.known.Add(name, this)
-	return func(stored bool) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if this.running = false; !stored && !known {
-			r.known.Remove(name) // nothing came of it: it may be mended, and sent again
-		}
+	return func(ask func() error) (err error) {
+		refused := false // also where it ends in a panic: nobody knows then
+		defer func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if this.running = false; refused && !known {
+				r.known.Remove(name) // nothing came of it: it may be mended, and sent again
+			}
+		}()
+		err = ask()
+		refused = err != nil && problemOf(err).Status < fasthttp.StatusInternalServerError
+		return err
 	}, nil
 }
-
-// unknownEnd says of a refusal that something may have been stored all the same.
-func unknownEnd(err error) bool { return problemOf(err).Status >= fasthttp.StatusInternalServerError }
 
 // digest is of a request: what is asked of which path, in which form.
 func (c *call) digest(body []byte) [sha256.Size]byte {

@@ -23,7 +23,15 @@ func keyed(who principal, key, body string) *call {
 
 // begun begins a request and returns the code it is refused with, if it is.
 func begun(r *repeats, who principal, key, body string) (end func(bool), code schemas.Code) {
-	end, err := r.begin(keyed(who, key, body), key, []byte(body))
+	run, err := r.begin(keyed(who, key, body), key, []byte(body))
+	end = func(stored bool) {
+		_ = run(func() error {
+			if stored {
+				return nil
+			}
+			return tooLarge()
+		})
+	}
 	if refused, ok := errors.AsType[*requestError](err); ok {
 		code = refused.code
 	}

@@ -46,21 +46,16 @@ func (s *Server) postWebhooks(ctx context.Context, c *call) error {
 	return s.createWebhook(ctx, c, body)
 }
 
-func (s *Server) createWebhook(ctx context.Context, c *call, body []byte) (err error) {
+func (s *Server) createWebhook(ctx context.Context, c *call, body []byte) error {
 	key, err := c.idempotencyKey()
 	if err != nil {
 		return err
 	}
-	end, err := s.repeats.begin(c, key, body)
+	run, err := s.repeats.begin(c, key, body)
 	if err != nil {
 		return err
 	}
-	stored := true // also where this ends in a panic: nobody knows then
-	defer func() { end(stored) }()
-	if err = s.create(ctx, c, body, key); err != nil {
-		stored = unknownEnd(err)
-	}
-	return err
+	return run(func() error { return s.create(ctx, c, body, key) })
 }
 
 func (s *Server) create(ctx context.Context, c *call, body []byte, key string) error {
